@@ -1,0 +1,58 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk 'BEGIN {FS = ":.*## "} {printf "  %-12s %s\n", $$1, $$2}'
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Cronplane needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.PHONY: install
+install: $(READY) ## Make the environment (.venv) from the lock file
+
+.PHONY: test
+test: $(READY) ## Run all tests on a real embedded PostgreSQL
+	$(BIN)/python -m pytest
+
+.PHONY: demo
+demo: $(READY) ## Start the whole system with sample crons; Ctrl-C stops it
+	$(BIN)/cronplane dev --demo
+
+.PHONY: bench
+bench: $(READY) ## Measure, each figure beside its baseline of the same run
+	$(BIN)/python -m bench
+
+.PHONY: lint
+lint: $(READY) ## Style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: $(READY) ## Strict types
+	$(BIN)/mypy
+
+.PHONY: layers
+layers: $(READY) ## Imports point down only
+	$(BIN)/lint-imports
+
+.PHONY: check
+check: lint types layers test ## Everything a change must pass
+
+.PHONY: lock
+lock: $(READY) ## Make requirements.lock anew from pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --group dev --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" \
+	  --output-file requirements.lock pyproject.toml
+
+.PHONY: clean
+clean: ## Remove the environment and every cache
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist

@@ -1,0 +1,1 @@
+"""The registration API: routes, schemas, authentication and problem details over FastAPI."""

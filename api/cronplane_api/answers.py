@@ -1,0 +1,126 @@
+"""Carries a change out: one transaction, committed before the answer is sent, and once per Idempotency-Key."""
+
+import hashlib
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Header
+from pydantic import BaseModel
+from sqlalchemy.ext.asyncio import AsyncConnection
+from starlette.requests import Request
+from starlette.responses import Response
+
+from cronplane_api.errors import INVALID, PRECONDITION_FAILED, ProblemDetail, ProblemError
+from cronplane_api.state import principal_of, state_of
+from cronplane_core import idempotency_repository
+from cronplane_core.change_notifier import Channel
+from cronplane_core.cron_repository import Cron
+from cronplane_core.database import transaction
+from cronplane_core.idempotency_repository import StoredResponse
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(alias="Idempotency-Key", description="a text of your own; the same request again is not carried out twice"),
+]
+IfMatch = Annotated[
+    str | None, Header(alias="If-Match", description="the ETag that was read; 412 if the cron has been changed since")
+]
+_KEY_FORM = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a client is told of a change: `body` is None for an answer without one."""
+
+    status: int
+    body: BaseModel | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Action = Callable[[AsyncConnection], Awaitable[Answer]]
+
+
+async def carry_out(request: Request, action: Action, *, notify: Channel | None = None) -> Response:
+    """Run `action` in a transaction and answer once that is committed, then hint at what changed."""
+    state = state_of(request)
+    async with transaction(state.engine) as connection:
+        answer = await action(connection)
+    if notify is not None:
+        state.notifier.notify(notify)
+    return _response(answer)
+
+
+async def carry_out_once(
+    request: Request, idempotency_key: str | None, action: Action, *, notify: Channel | None = None
+) -> Response:
+    """Do the same, but give the first answer again to a request that was carried out before.
+
+    Raises:
+        ProblemError: 422, the key is not one to four times 64 visible ASCII characters.
+        IdempotencyKeyReusedError: the key belongs to another request.
+
+    """
+    if idempotency_key is None:
+        return await carry_out(request, action, notify=notify)
+    if not _KEY_FORM.fullmatch(idempotency_key):
+        message = "an Idempotency-Key has 1 to 255 visible ASCII characters"
+        detail = ProblemDetail(pointer="header.Idempotency-Key", message=message, type="malformed")
+        raise ProblemError(INVALID, message, errors=[detail])
+    state, scope = state_of(request), principal_of(request).scope
+    fingerprint = await _fingerprint(request)
+    async with transaction(state.engine) as connection:
+        stored = await idempotency_repository.begin(
+            connection, scope=scope, key=idempotency_key, fingerprint=fingerprint
+        )
+        response = _replay(stored) if stored is not None else await _first(connection, scope, idempotency_key, action)
+    if stored is None and notify is not None:
+        state.notifier.notify(notify)
+    return response
+
+
+async def _first(connection: AsyncConnection, scope: str, key: str, action: Action) -> Response:
+    answer = await action(connection)
+    body = None if answer.body is None else json.loads(answer.body.model_dump_json())
+    await idempotency_repository.complete(
+        connection, scope=scope, key=key, status=answer.status, headers=dict(answer.headers), body=body
+    )
+    return _response(answer)
+
+
+def etag(cron: Cron) -> dict[str, str]:
+    """Give the header that names a cron's generation (RFC 9110, section 8.8.3)."""
+    return {"ETag": f'"{cron.generation}"'}
+
+
+def check_if_match(if_match: str | None, cron: Cron) -> None:
+    """Let a change pass only if the cron is as the client read it (RFC 9110, section 13.1.1).
+
+    Raises:
+        ProblemError: 412, it has been changed since.
+
+    """
+    if if_match is None or if_match.strip() == "*":
+        return
+    if f'"{cron.generation}"' not in [tag.strip() for tag in if_match.split(",")]:
+        raise ProblemError(PRECONDITION_FAILED, f"The cron is at generation {cron.generation} by now; read it again")
+
+
+async def _fingerprint(request: Request) -> bytes:
+    identity = f"{request.method} {request.url.path}?{request.url.query}\n".encode()
+    return hashlib.sha256(identity + await request.body()).digest()
+
+
+def _response(answer: Answer) -> Response:
+    content = None if answer.body is None else answer.body.model_dump_json()
+    media_type = None if answer.body is None else "application/json"
+    return Response(content, status_code=answer.status, media_type=media_type, headers=dict(answer.headers))
+
+
+def _replay(stored: StoredResponse) -> Response:
+    content = None if stored.body is None else json.dumps(stored.body, ensure_ascii=False)
+    media_type = None if stored.body is None else "application/json"
+    headers = {**stored.headers, "Idempotency-Replayed": "true"}
+    return Response(content, status_code=stored.status, media_type=media_type, headers=headers)

@@ -1,0 +1,95 @@
+"""Puts the API together: routes, guards, problems, and what they share while the application runs."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+
+from fastapi import FastAPI
+from fastapi.security import HTTPBearer
+
+from cronplane_api import crons, entrypoints, health, organizations, problem_details, runs
+from cronplane_api.access_log import AccessLog
+from cronplane_api.pagination import cursor_secret
+from cronplane_api.principals import key_digest
+from cronplane_api.problem_details import ProblemBody
+from cronplane_api.state import State
+from cronplane_core import __version__
+from cronplane_core.change_notifier import ChangeNotifier
+from cronplane_core.database import create_engine, parse_url
+from cronplane_core.settings import ApiSettings
+from cronplane_entries.registration import Registrar
+from cronplane_entries.registry import CronRegistry
+
+Background = Callable[[], AbstractAsyncContextManager[None]]
+
+
+def create_application(
+    settings: ApiSettings, *, registry: CronRegistry, background: Sequence[Background] = ()
+) -> FastAPI:
+    """Make the application; `background` is entered when it starts and left when it stops, first in and last out."""
+
+    @asynccontextmanager
+    async def lifespan(application: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            application.state.cronplane = await stack.enter_async_context(_running_state(settings, registry))
+            for enter in background:
+                await stack.enter_async_context(enter())
+            yield
+
+    application = FastAPI(
+        title="Cronplane",
+        version=__version__,
+        summary="A control plane for typed cron jobs.",
+        lifespan=lifespan,
+        # The pages that FastAPI offers load their scripts from elsewhere; the document itself is at /openapi.json.
+        docs_url=None,
+        redoc_url=None,
+        strict_content_type=True,
+    )
+    application.add_middleware(AccessLog)
+    problem_details.install(application)
+    for module in (crons, runs, entrypoints, organizations, health):
+        application.include_router(module.router)
+    application.openapi = lambda: _openapi(application)  # type: ignore[method-assign]  # FastAPI's documented way
+    return application
+
+
+@asynccontextmanager
+async def _running_state(settings: ApiSettings, registry: CronRegistry) -> AsyncIterator[State]:
+    url = parse_url(settings.database_url.get_secret_value())
+    engine = create_engine(url, pool_size=settings.api_pool_size, application_name="cronplane-api")
+    notifier = ChangeNotifier(engine)
+    installation_key = settings.installation_key.get_secret_value()
+    sending = asyncio.create_task(notifier.run())
+    try:
+        yield State(
+            engine=engine,
+            notifier=notifier,
+            registrar=Registrar(registry=registry, minimum_interval=settings.minimum_interval),
+            body_limit=settings.body_limit,
+            installation_key_digest=key_digest(installation_key),
+            cursor_secret=cursor_secret(installation_key),
+        )
+    finally:
+        sending.cancel()
+        with suppress(asyncio.CancelledError):
+            await sending
+        await engine.dispose()
+
+
+_PUBLIC_PATHS = ("/healthz", "/readyz")
+
+
+def _openapi(application: FastAPI) -> dict[str, object]:
+    """Describe the API, with the key that all but the health routes ask for."""
+    if application.openapi_schema is None:
+        document = FastAPI.openapi(application)
+        bearer = HTTPBearer(bearerFormat="cronplane_…").model
+        problem = ProblemBody.model_json_schema(ref_template="#/components/schemas/{model}")
+        components = document.setdefault("components", {})
+        components["securitySchemes"] = {"key": bearer.model_dump(by_alias=True, exclude_none=True, mode="json")}
+        components["schemas"].update(problem.pop("$defs"), ProblemBody=problem)
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                operation["security"] = [] if path in _PUBLIC_PATHS else [{"key": []}]
+    return application.openapi_schema or {}

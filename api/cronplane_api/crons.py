@@ -1,0 +1,322 @@
+"""The routes of crons: registered, read, changed, deleted, paused, resumed and triggered."""
+
+from dataclasses import replace
+from typing import Annotated
+from uuid import UUID, uuid4
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from cronplane_api.answers import (
+    Answer,
+    IdempotencyKey,
+    IfMatch,
+    carry_out,
+    carry_out_once,
+    check_if_match,
+    etag,
+)
+from cronplane_api.errors import not_found
+from cronplane_api.guarded_route import GuardedRoute
+from cronplane_api.pagination import DEFAULT_LIMIT, Cursor, Limit, read_cursor, write_cursor
+from cronplane_api.principals import requires
+from cronplane_api.problem_details import documented
+from cronplane_api.schemas import (
+    CronCreation,
+    CronPage,
+    CronPatch,
+    CronPreview,
+    CronRead,
+    Fire,
+    RunRead,
+    RunTrigger,
+    next_fires,
+)
+from cronplane_api.state import principal_of, state_of
+from cronplane_core import cron_repository, run_repository
+from cronplane_core.change_notifier import Channel
+from cronplane_core.cron_repository import Cron
+from cronplane_core.database import reading
+from cronplane_core.schedule import describe
+from cronplane_core.tables import Role
+from cronplane_core.time_zones import time_zone
+
+router = APIRouter(prefix="/crons/{organization_id}", tags=["crons"], route_class=GuardedRoute)
+_PREVIEWED_FIRES = 10
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=CronRead,
+    responses=documented(400, 401, 403, 404, 409, 413, 415, 422, 503),
+    operation_id="create_cron",
+)
+@requires(Role.EDITOR)
+async def create_cron(
+    request: Request, organization_id: UUID, body: CronCreation, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Register a cron."""
+    state, principal = state_of(request), principal_of(request)
+
+    async def register(connection: AsyncConnection) -> Answer:
+        cron_id = uuid4()
+        definition, _ = await state.registrar.check(
+            body.draft(),
+            organization=principal.organization,
+            user=principal.user,
+            cron_id=cron_id,
+            now=principal.now,
+        )
+        cron = await state.registrar.register(
+            connection,
+            cron_id=cron_id,
+            organization=principal.organization,
+            user=principal.user,
+            definition=definition,
+        )
+        headers = {"Location": f"/crons/{organization_id}/{cron.id}", **etag(cron)}
+        return Answer(status=201, body=CronRead.of(cron, now=principal.now, last_run=None), headers=headers)
+
+    return await carry_out_once(request, idempotency_key, register, notify=Channel.CRONS)
+
+
+@router.get("", responses=documented(400, 401, 404, 422, 503), operation_id="list_crons")
+@requires(Role.VIEWER)
+async def list_crons(
+    *,
+    request: Request,
+    organization_id: UUID,
+    entrypoint: Annotated[str | None, Query(max_length=63, description="only crons of this entry")] = None,
+    enabled: Annotated[bool | None, Query(description="only these")] = None,
+    name: Annotated[str | None, Query(max_length=200, description="only the cron of exactly this name")] = None,
+    cursor: Cursor = None,
+    limit: Limit = DEFAULT_LIMIT,
+) -> CronPage:
+    """List the organization's crons, oldest first."""
+    after = read_cursor(request, cursor)
+    async with reading(state_of(request).engine) as connection:
+        crons = await cron_repository.list_crons(
+            connection,
+            organization_id=organization_id,
+            entrypoint=entrypoint,
+            enabled=enabled,
+            name=name,
+            after=after,
+            limit=limit + 1,
+        )
+        page = crons[:limit]
+        runs = await run_repository.latest_runs(
+            connection, organization_id=organization_id, cron_ids=[cron.id for cron in page]
+        )
+    now = principal_of(request).now
+    return CronPage(
+        items=[CronRead.of(cron, now=now, last_run=runs.get(cron.id)) for cron in page],
+        next_cursor=write_cursor(request, (page[-1].created_at, page[-1].id)) if len(crons) > limit else None,
+    )
+
+
+@router.post(
+    "/preview",
+    response_model=CronPreview,
+    responses=documented(400, 401, 403, 404, 409, 413, 415, 422, 503),
+    operation_id="preview_cron",
+)
+@requires(Role.EDITOR)
+async def preview_cron(
+    request: Request, organization_id: UUID, body: CronCreation, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Show what a registration would make, and when it would fire; writes no cron."""
+    state, principal = state_of(request), principal_of(request)
+    del organization_id
+
+    async def preview(_: AsyncConnection) -> Answer:
+        definition, schedule = await state.registrar.check(
+            body.draft(),
+            organization=principal.organization,
+            user=principal.user,
+            cron_id=uuid4(),
+            now=principal.now,
+        )
+        zone = time_zone(definition.tz)
+        fires = next_fires(schedule, now=principal.now, count=_PREVIEWED_FIRES)
+        shown = CronPreview(
+            name=definition.name,
+            description=describe(schedule),
+            cron_expr=definition.cron_expr,
+            tz=definition.tz,
+            entrypoint=definition.entrypoint,
+            payload=definition.user_payload,
+            next_fires=[Fire(utc=fire, local=fire.astimezone(zone).isoformat()) for fire in fires],
+        )
+        return Answer(status=200, body=shown)
+
+    return await carry_out_once(request, idempotency_key, preview)
+
+
+@router.get("/{cron_id}", response_model=CronRead, responses=documented(401, 404, 422, 503), operation_id="get_cron")
+@requires(Role.VIEWER)
+async def get_cron(request: Request, organization_id: UUID, cron_id: UUID) -> Response:
+    """Read a cron, with its next fires and its last run."""
+
+    async def read(connection: AsyncConnection) -> Answer:
+        cron = await cron_repository.get_cron(connection, organization_id=organization_id, cron_id=cron_id)
+        return await _shown(request, connection, cron)
+
+    return await carry_out(request, read)
+
+
+@router.patch(
+    "/{cron_id}",
+    response_model=CronRead,
+    responses=documented(400, 401, 403, 404, 409, 412, 413, 415, 422, 503),
+    operation_id="update_cron",
+)
+@requires(Role.EDITOR)
+async def update_cron(
+    request: Request, organization_id: UUID, cron_id: UUID, body: CronPatch, if_match: IfMatch = None
+) -> Response:
+    """Change a cron; a new schedule counts from now on and never fires into the past."""
+    state, principal = state_of(request), principal_of(request)
+
+    async def change(connection: AsyncConnection) -> Answer:
+        cron = await _locked(connection, organization_id, cron_id, if_match)
+        changed = await state.registrar.change(
+            connection,
+            cron=cron,
+            changes=body.changes(),
+            organization=principal.organization,
+            user=principal.user,
+            now=principal.now,
+        )
+        return await _shown(request, connection, changed)
+
+    return await carry_out(request, change, notify=Channel.CRONS)
+
+
+@router.delete(
+    "/{cron_id}",
+    status_code=204,
+    response_class=Response,
+    responses=documented(401, 403, 404, 412, 422, 503),
+    operation_id="delete_cron",
+)
+@requires(Role.EDITOR)
+async def delete_cron(request: Request, organization_id: UUID, cron_id: UUID, if_match: IfMatch = None) -> Response:
+    """Delete a cron: it fires no more, its name is free, and its runs are kept."""
+
+    async def delete(connection: AsyncConnection) -> Answer:
+        cron = await _locked(connection, organization_id, cron_id, if_match)
+        await cron_repository.delete_cron(connection, cron=cron, deleted_by=principal_of(request).user.id)
+        return Answer(status=204)
+
+    return await carry_out(request, delete, notify=Channel.CRONS)
+
+
+@router.post(
+    "/{cron_id}/pause",
+    response_model=CronRead,
+    responses=documented(401, 403, 404, 409, 412, 422, 503),
+    operation_id="pause_cron",
+)
+@requires(Role.OPERATOR)
+async def pause_cron(
+    request: Request,
+    organization_id: UUID,
+    cron_id: UUID,
+    if_match: IfMatch = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Stop firing; what has been claimed already still runs."""
+    return await _set_enabled(request, organization_id, cron_id, if_match, idempotency_key, enabled=False)
+
+
+@router.post(
+    "/{cron_id}/resume",
+    response_model=CronRead,
+    responses=documented(401, 403, 404, 409, 412, 422, 503),
+    operation_id="resume_cron",
+)
+@requires(Role.OPERATOR)
+async def resume_cron(
+    request: Request,
+    organization_id: UUID,
+    cron_id: UUID,
+    if_match: IfMatch = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Fire again, from the next fire on."""
+    return await _set_enabled(request, organization_id, cron_id, if_match, idempotency_key, enabled=True)
+
+
+@router.post(
+    "/{cron_id}/trigger",
+    status_code=202,
+    response_model=RunRead,
+    responses=documented(400, 401, 403, 404, 409, 413, 415, 422, 503),
+    operation_id="trigger_cron",
+)
+@requires(Role.OPERATOR)
+async def trigger_cron(
+    request: Request,
+    organization_id: UUID,
+    cron_id: UUID,
+    body: RunTrigger | None = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Run a cron now, paused or not; while a run of it is not over, the new one is recorded as skipped."""
+    state, principal = state_of(request), principal_of(request)
+
+    async def trigger(connection: AsyncConnection) -> Answer:
+        cron = await _locked(connection, organization_id, cron_id, None)
+        execution_payload = None
+        if body is not None and body.payload is not None:
+            execution_payload = await state.registrar.override_payload(
+                cron=cron, payload=body.payload, organization=principal.organization, user=principal.user
+            )
+        run = await run_repository.insert_manual_run(
+            connection, cron=cron, created_by=principal.user.id, execution_payload=execution_payload
+        )
+        location = f"/crons/{organization_id}/{cron_id}/runs/{run.id}"
+        return Answer(status=202, body=RunRead.model_validate(run), headers={"Location": location})
+
+    return await carry_out_once(request, idempotency_key, trigger, notify=Channel.RUNS)
+
+
+async def _set_enabled(
+    request: Request,
+    organization_id: UUID,
+    cron_id: UUID,
+    if_match: str | None,
+    idempotency_key: str | None,
+    *,
+    enabled: bool,
+) -> Response:
+    async def change(connection: AsyncConnection) -> Answer:
+        cron = await _locked(connection, organization_id, cron_id, if_match)
+        changed = await cron_repository.update_cron(
+            connection,
+            cron=cron,
+            definition=replace(cron.definition, enabled=enabled),
+            updated_by=principal_of(request).user.id,
+        )
+        return await _shown(request, connection, changed)
+
+    return await carry_out_once(request, idempotency_key, change, notify=Channel.CRONS)
+
+
+async def _locked(connection: AsyncConnection, organization_id: UUID, cron_id: UUID, if_match: str | None) -> Cron:
+    cron = await cron_repository.lock_cron(connection, organization_id=organization_id, cron_id=cron_id)
+    if cron is None:
+        raise not_found()
+    check_if_match(if_match, cron)
+    return cron
+
+
+async def _shown(request: Request, connection: AsyncConnection, cron: Cron | None) -> Answer:
+    if cron is None:
+        raise not_found()
+    runs = await run_repository.latest_runs(connection, organization_id=cron.organization_id, cron_ids=[cron.id])
+    shown = CronRead.of(cron, now=principal_of(request).now, last_run=runs.get(cron.id))
+    return Answer(status=200, body=shown, headers=etag(cron))

@@ -1,0 +1,121 @@
+"""The route class of the whole API: who may pass, what may be asked, and which bodies are read, before FastAPI parses.
+
+So a stranger's body is never looked at, and FastAPI sees only JSON that was read strictly.
+"""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+from uuid import UUID
+
+from fastapi.routing import APIRoute
+from sqlalchemy import text
+from starlette.requests import Request
+from starlette.responses import Response
+
+from cronplane_api import strict_json
+from cronplane_api.errors import (
+    INVALID,
+    MALFORMED,
+    TOO_LARGE,
+    UNAUTHENTICATED,
+    UNSUPPORTED_MEDIA_TYPE,
+    ProblemDetail,
+    ProblemError,
+)
+from cronplane_api.principals import Access, Principal, authorize, bearer_key, is_installation_key
+from cronplane_api.state import state_of
+from cronplane_core.api_key_repository import authenticate
+from cronplane_core.database import reading
+from cronplane_core.tables import Role
+
+_NOW = text("SELECT scheduler.now()")
+
+
+class StrictRequest(Request):
+    """A request whose body is bounded and strictly JSON."""
+
+    async def body(self) -> bytes:
+        """Read the body, as long as it is within the limit, however it is sent."""
+        if not hasattr(self, "_body"):
+            limit = state_of(self).body_limit
+            chunks, size = [], 0
+            async for chunk in self.stream():
+                size += len(chunk)
+                if size > limit:
+                    raise ProblemError(TOO_LARGE, f"The body has more than {limit} bytes")
+                chunks.append(chunk)
+            self._body = b"".join(chunks)
+        return self._body
+
+    async def json(self) -> Any:  # noqa: ANN401 - Starlette's own signature
+        """Read the body as JSON."""
+        return strict_json.parse(await self.body())
+
+
+class GuardedRoute(APIRoute):
+    """Lets those pass whom the endpoint is for (`principals.requires`); an endpoint that does not say is a defect."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Put the guards before FastAPI's own handler."""
+        handle = super().get_route_handler()
+        access: Role | Access = self.endpoint.access  # type: ignore[attr-defined]  # set by `requires`
+        known_queries = {parameter.alias for parameter in self.dependant.query_params}
+        takes_body = self.body_field is not None
+
+        async def guarded(plain: Request) -> Response:
+            request = StrictRequest(plain.scope, plain.receive)
+            if access is not Access.PUBLIC:
+                await _admit(request, access)
+            _check_queries(request, known_queries)
+            if takes_body:
+                await _check_body(request)
+            return await handle(request)
+
+        return guarded
+
+
+async def _admit(request: Request, access: Role | Access) -> None:
+    state = state_of(request)
+    key_text = bearer_key(request)
+    async with reading(state.engine) as connection:
+        if is_installation_key(key_text, state.installation_key_digest):
+            now = await connection.scalar(_NOW)
+            principal = Principal(key=None, now=now)
+        else:
+            key = await authenticate(connection, key_text=key_text)
+            if key is None:
+                raise ProblemError(UNAUTHENTICATED, "The key is unknown or revoked")
+            principal = Principal(key=key, now=key.now)
+    authorize(principal, access, organization_id=_organization_id(request))
+    request.state.principal = principal
+
+
+def _organization_id(request: Request) -> UUID | None:
+    try:
+        return UUID(request.path_params.get("organization_id", ""))
+    except ValueError:
+        return None
+
+
+def _check_queries(request: Request, known: set[str]) -> None:
+    unknown = [name for name in request.query_params if name not in known]
+    if unknown:
+        message = f"there is no such parameter; known: {', '.join(sorted(known)) or 'none'}"
+        raise ProblemError(
+            INVALID,
+            "The query has parameters that are not known",
+            errors=[ProblemDetail(pointer=f"query.{name[:100]}", message=message, type="unknown") for name in unknown],
+        )
+
+
+async def _check_body(request: Request) -> None:
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ProblemError(UNSUPPORTED_MEDIA_TYPE, "Send the body as it is, without a Content-Encoding")
+    declared = request.headers.get("content-length", "0")
+    if not declared.isdecimal():
+        raise ProblemError(MALFORMED, "Content-Length is no number")
+    if int(declared) > state_of(request).body_limit:
+        raise ProblemError(TOO_LARGE, f"The body has more than {state_of(request).body_limit} bytes")
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if await request.body() and media_type != "application/json":
+        raise ProblemError(UNSUPPORTED_MEDIA_TYPE, "Send JSON, with Content-Type: application/json")

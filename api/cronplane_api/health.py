@@ -1,0 +1,33 @@
+"""The routes that tell whether this process lives, and whether it can serve."""
+
+from fastapi import APIRouter, Request
+
+from cronplane_api.errors import NOT_READY, ProblemError
+from cronplane_api.guarded_route import GuardedRoute
+from cronplane_api.principals import Access, requires
+from cronplane_api.problem_details import documented
+from cronplane_api.schemas import Health
+from cronplane_api.state import state_of
+from cronplane_core.database import reading
+from cronplane_core.readiness import find_obstacle
+
+router = APIRouter(tags=["health"], route_class=GuardedRoute)
+
+
+@router.get("/healthz", responses=documented(422), operation_id="healthz")
+@requires(Access.PUBLIC)
+async def healthz() -> Health:
+    """Tell that the process lives."""
+    return Health()
+
+
+@router.get("/readyz", responses=documented(422, 503), operation_id="readyz")
+@requires(Access.PUBLIC)
+async def readyz(request: Request) -> Health:
+    """Tell that the database answers, is migrated, and knows every entry of this process."""
+    state = state_of(request)
+    async with reading(state.engine) as connection:
+        obstacle = await find_obstacle(connection, entries=state.registrar.registry)
+    if obstacle is not None:
+        raise ProblemError(NOT_READY, obstacle)
+    return Health()

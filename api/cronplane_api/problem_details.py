@@ -1,0 +1,150 @@
+"""Turns every error into a problem (RFC 9457), at the one place where errors leave the API.
+
+What went wrong inside is logged, with its traceback, and never told to a client; no input is repeated to anybody.
+"""
+
+from collections.abc import Iterable
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from cronplane_api import errors
+from cronplane_api.errors import PROBLEM_TYPES, Problem, ProblemDetail, ProblemError
+from cronplane_api.strict_json import pointer
+from cronplane_core.cron_repository import CronNameTakenError
+from cronplane_core.database import DatabaseUnavailableError
+from cronplane_core.idempotency_repository import IdempotencyKeyReusedError
+from cronplane_core.organization_repository import OrganizationNameTakenError
+from cronplane_entries.registration import RegistrationError
+
+MEDIA_TYPE = "application/problem+json"
+_log = structlog.get_logger("cronplane.api")
+
+
+class ProblemItem(BaseModel):
+    """One thing that is wrong with the request."""
+
+    pointer: str = Field(description="where: a JSON pointer into the body, or a name of the query or path")
+    message: str = Field(description="what, for people")
+    type: str = Field(description="what, for programs")
+
+
+class ProblemBody(BaseModel):
+    """A refusal (RFC 9457)."""
+
+    type: str = Field(description="a stable address for this kind of problem")
+    title: str
+    status: int
+    detail: str = Field(description="a sentence that a person can act on")
+    errors: list[ProblemItem] | None = Field(default=None, description="everything that is wrong, if it can be named")
+
+
+def respond(problem: Problem, detail: str, details: Iterable[ProblemDetail] = ()) -> JSONResponse:
+    """Answer with a problem."""
+    items = [ProblemItem(pointer=item.pointer, message=item.message, type=item.type) for item in details]
+    body = ProblemBody(
+        type=PROBLEM_TYPES + problem.slug,
+        title=problem.title,
+        status=problem.status,
+        detail=detail,
+        errors=items or None,
+    )
+    return JSONResponse(
+        body.model_dump(exclude_none=True),
+        status_code=problem.status,
+        media_type=MEDIA_TYPE,
+        headers=dict(problem.headers),
+    )
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, object]]:
+    """Describe these statuses for OpenAPI."""
+    titles = {status: " / ".join(p.title for p in errors.ALL_PROBLEMS if p.status == status) for status in statuses}
+    return {
+        status: {"description": titles[status], "content": {MEDIA_TYPE: {"schema": _SCHEMA}}} for status in statuses
+    }
+
+
+_SCHEMA = {"$ref": "#/components/schemas/ProblemBody"}
+
+
+def install(application: FastAPI) -> None:
+    """Answer every error of this application with a problem."""
+    application.add_exception_handler(ProblemError, _on_problem)
+    application.add_exception_handler(RequestValidationError, _on_invalid_request)
+    application.add_exception_handler(RegistrationError, _on_registration)
+    application.add_exception_handler(CronNameTakenError, _on_conflict)
+    application.add_exception_handler(OrganizationNameTakenError, _on_conflict)
+    application.add_exception_handler(IdempotencyKeyReusedError, _on_reused_key)
+    application.add_exception_handler(DatabaseUnavailableError, _on_unavailable)
+    application.add_exception_handler(HTTPException, _on_http)
+    application.add_exception_handler(Exception, _on_defect)
+
+
+async def _on_problem(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ProblemError)  # noqa: S101 - told to mypy; Starlette calls us for nothing else
+    return respond(error.problem, error.detail, error.errors)
+
+
+async def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - as above
+    details = [
+        ProblemDetail(pointer=_place(found["loc"]), message=found["msg"], type=found["type"])
+        for found in error.errors()
+    ]
+    return respond(errors.INVALID, "Some of the request is missing or wrong", details)
+
+
+async def _on_registration(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RegistrationError)  # noqa: S101 - as above
+    details = [
+        ProblemDetail(pointer=pointer(found.path), message=found.message, type=found.type) for found in error.errors
+    ]
+    return respond(errors.INVALID, "The cron is refused as it is", details)
+
+
+async def _on_conflict(_: Request, error: Exception) -> JSONResponse:
+    return respond(errors.CONFLICT, str(error))
+
+
+async def _on_reused_key(_: Request, error: Exception) -> JSONResponse:
+    return respond(errors.IDEMPOTENCY_KEY_REUSED, str(error))
+
+
+async def _on_unavailable(_: Request, error: Exception) -> JSONResponse:
+    return respond(errors.UNAVAILABLE, str(error))
+
+
+async def _on_http(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)  # noqa: S101 - as above
+    known = {problem.status: problem for problem in (errors.NOT_FOUND, errors.METHOD_NOT_ALLOWED, errors.MALFORMED)}
+    problem = known.get(error.status_code, Problem(status=error.status_code, slug="refused", title=error.detail))
+    response = respond(problem, _SENTENCES.get(error.status_code, error.detail))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _on_defect(request: Request, error: Exception) -> JSONResponse:
+    _log.error("request failed", method=request.method, route=_template(request), exc_info=error)
+    return respond(errors.INTERNAL, "The request was not carried out; try again, or tell the administrator")
+
+
+_SENTENCES = {
+    404: "There is nothing here, or your key does not reach it",
+    405: "This path is served, but not with this method; the header Allow names those that are",
+}
+
+
+def _place(location: tuple[str | int, ...]) -> str:
+    """Name the place of an error: a pointer into the body, or the name of a query or path parameter."""
+    source, *path = location
+    return pointer(tuple(path)) if source == "body" else ".".join(map(str, (source, *path)))
+
+
+def _template(request: Request) -> str:
+    route = request.scope.get("route")
+    return getattr(route, "path", "(none)")

@@ -1,0 +1,76 @@
+"""The routes of runs: what became of a cron's fires."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Request
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from cronplane_api.errors import not_found
+from cronplane_api.guarded_route import GuardedRoute
+from cronplane_api.pagination import DEFAULT_LIMIT, Cursor, Limit, read_cursor, write_cursor
+from cronplane_api.principals import requires
+from cronplane_api.problem_details import documented
+from cronplane_api.schemas import Instant, RunDetail, RunPage, RunRead
+from cronplane_api.state import state_of
+from cronplane_core import cron_repository, run_repository
+from cronplane_core.database import reading
+from cronplane_core.run_repository import RunFilter
+from cronplane_core.tables import Role, RunStatus, TriggerKind
+
+router = APIRouter(prefix="/crons/{organization_id}/{cron_id}/runs", tags=["runs"], route_class=GuardedRoute)
+
+
+@router.get("", responses=documented(400, 401, 404, 422, 503), operation_id="list_runs")
+@requires(Role.VIEWER)
+async def list_runs(
+    *,
+    request: Request,
+    organization_id: UUID,
+    cron_id: UUID,
+    status: Annotated[list[RunStatus] | None, Query(description="only these; may be given more than once")] = None,
+    trigger: Annotated[TriggerKind | None, Query(description="only runs of this kind")] = None,
+    scheduled_from: Annotated[Instant | None, Query(alias="from", description="scheduled at or after this")] = None,
+    scheduled_until: Annotated[Instant | None, Query(alias="until", description="scheduled at or before this")] = None,
+    cursor: Cursor = None,
+    limit: Limit = DEFAULT_LIMIT,
+) -> RunPage:
+    """List a cron's runs, newest first."""
+    after = read_cursor(request, cursor)
+    run_filter = RunFilter(
+        statuses=status, trigger_kind=trigger, scheduled_from=scheduled_from, scheduled_until=scheduled_until
+    )
+    async with reading(state_of(request).engine) as connection:
+        runs = await run_repository.list_runs(
+            connection,
+            organization_id=organization_id,
+            cron_id=cron_id,
+            run_filter=run_filter,
+            after=after,
+            limit=limit + 1,
+        )
+        if not runs and not await _exists(connection, organization_id, cron_id):
+            raise not_found()
+    page = runs[:limit]
+    return RunPage(
+        items=[RunRead.model_validate(run) for run in page],
+        next_cursor=write_cursor(request, (page[-1].scheduled_for, page[-1].id)) if len(runs) > limit else None,
+    )
+
+
+@router.get("/{run_id}", responses=documented(401, 404, 422, 503), operation_id="get_run")
+@requires(Role.VIEWER)
+async def get_run(request: Request, organization_id: UUID, cron_id: UUID, run_id: UUID) -> RunDetail:
+    """Read a run with its attempts, and what it printed."""
+    async with reading(state_of(request).engine) as connection:
+        found = await run_repository.get_run(
+            connection, organization_id=organization_id, cron_id=cron_id, run_id=run_id
+        )
+    if found is None:
+        raise not_found()
+    return RunDetail.of(*found)
+
+
+async def _exists(connection: AsyncConnection, organization_id: UUID, cron_id: UUID) -> bool:
+    cron = await cron_repository.get_cron(connection, organization_id=organization_id, cron_id=cron_id)
+    return cron is not None

@@ -1,0 +1,423 @@
+"""What goes over the wire: strict, closed models for requests, and models for answers that show no secret."""
+
+import re
+from datetime import datetime, timedelta
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+
+from cronplane_core.api_key_repository import ApiKey
+from cronplane_core.cron_repository import Cron
+from cronplane_core.run_repository import Attempt, Run
+from cronplane_core.schedule import Schedule, describe
+from cronplane_core.tables import Catchup, CronSource, OrganizationState, Overlap, Role, RunStatus, TriggerKind
+from cronplane_entries.core import AnyCronEntrySpec, ExecutionMode
+from cronplane_entries.registration import CronChanges, CronDraft, PolicyDraft
+
+_INSTANT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d(:\d\d(\.\d{1,6})?)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+# Whole seconds; anything beyond would not even be a duration to PostgreSQL or Python.
+Seconds = Annotated[int, Field(ge=-(10**9), le=10**9)]
+
+
+def _instant(value: object) -> object:
+    if not isinstance(value, str) or not _INSTANT.fullmatch(value):
+        raise ValueError("write an instant with its offset, such as 2026-01-31T09:00:00Z")
+    return value
+
+
+Instant = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_instant)]
+
+
+class Strict(BaseModel):
+    """A request's body: nothing is coerced, and nothing unknown is let through."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class Backoff(Strict):
+    """How long to wait before a retry: it doubles each time, up to the maximum."""
+
+    initial: Seconds | None = Field(default=None, description="seconds")
+    maximum: Seconds | None = Field(default=None, description="seconds")
+
+
+class Policies(Strict):
+    """How fires and runs are treated; what is left out has its default. Durations are in whole seconds."""
+
+    overlap: Annotated[Overlap, Field(strict=False)] | None = Field(
+        default=None, description="while an earlier run is not over: `skip` (the default); others are not served yet"
+    )
+    catchup: Annotated[Catchup, Field(strict=False)] | None = Field(
+        default=None, description="after an outage: `latest` (the default); others are not served yet"
+    )
+    catchup_window: Seconds | None = Field(
+        default=None, description="how late a fire may still run, in seconds; the default is 6 hours"
+    )
+    timeout: Seconds | None = Field(
+        default=None, description="how long an attempt may take, in seconds; the default is the entry's"
+    )
+    max_attempts: int | None = Field(default=None, description="1 (the default); more are not served yet")
+    backoff: Backoff | None = Field(default=None, description="not served yet")
+    jitter: Seconds | None = Field(default=None, description="0 (the default); more is not served yet")
+    starts_at: Instant | None = Field(default=None, description="not served yet")
+    ends_at: Instant | None = Field(default=None, description="not served yet")
+    max_runs: int | None = Field(default=None, description="not served yet")
+
+    def policy_draft(self) -> PolicyDraft:
+        """Give the policies as the registration reads them."""
+        return PolicyDraft(
+            overlap=self.overlap,
+            catchup=self.catchup,
+            catchup_window=_duration(self.catchup_window),
+            timeout=_duration(self.timeout),
+            max_attempts=self.max_attempts,
+            backoff_initial=_duration(self.backoff.initial) if self.backoff else None,
+            backoff_maximum=_duration(self.backoff.maximum) if self.backoff else None,
+            jitter=_duration(self.jitter),
+            starts_at=self.starts_at,
+            ends_at=self.ends_at,
+            max_runs=self.max_runs,
+        )
+
+
+_EXAMPLE: dict[str, JsonValue] = {
+    "name": "my job",
+    "cron_expr": "0 9 * * 1-5",
+    "tz": "UTC",
+    "entrypoint": "dummy_print",
+    "payload": {"message": "hello"},
+}
+
+
+class CronCreation(Policies):
+    """A cron to register."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
+
+    name: str = Field(description="unique among the organization's crons", max_length=1000)
+    cron_expr: str = Field(description="five fields, or @daily and its like", max_length=10_000)
+    tz: str = Field(description="an IANA time zone", max_length=1000)
+    entrypoint: str = Field(description="the entry to run", max_length=1000)
+    payload: dict[str, JsonValue] = Field(description="what the entry asks for; see GET /entrypoints")
+    enabled: bool = Field(default=True, description="false registers it paused")
+
+    def draft(self) -> CronDraft:
+        """Give the cron as the registration reads it."""
+        return CronDraft(
+            name=self.name,
+            cron_expr=self.cron_expr,
+            tz=self.tz,
+            entrypoint=self.entrypoint,
+            payload=self.payload,
+            enabled=self.enabled,
+            policy=self.policy_draft(),
+        )
+
+
+class CronPatch(Policies):
+    """What to change of a cron; what is left out stays. `payload` is the whole user payload."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"cron_expr": "*/15 * * * *", "tz": "Europe/Paris"}]})
+
+    name: str | None = Field(default=None, max_length=1000)
+    cron_expr: str | None = Field(default=None, max_length=10_000)
+    tz: str | None = Field(default=None, max_length=1000)
+    entrypoint: str | None = Field(default=None, max_length=1000, description="needs a payload with it")
+    payload: dict[str, JsonValue] | None = Field(default=None, description="the whole user payload")
+    enabled: bool | None = None
+
+    def changes(self) -> CronChanges:
+        """Give the changes as the registration reads them."""
+        return CronChanges(
+            name=self.name,
+            cron_expr=self.cron_expr,
+            tz=self.tz,
+            entrypoint=self.entrypoint,
+            payload=self.payload,
+            enabled=self.enabled,
+            policy=self.policy_draft(),
+        )
+
+
+class RunTrigger(Strict):
+    """How to run a cron now."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"payload": {"message": "just this once"}}]})
+
+    payload: dict[str, JsonValue] | None = Field(default=None, description="in place of the cron's, for this run only")
+
+
+class OrganizationCreation(Strict):
+    """An organization to make."""
+
+    name: str = Field(min_length=1, max_length=200, pattern=r"^\S(.*\S)?$", examples=["acme"])
+
+
+class KeyCreation(Strict):
+    """A key to make."""
+
+    name: str = Field(min_length=1, max_length=200, pattern=r"^\S(.*\S)?$", examples=["deploy pipeline"])
+    role: Annotated[Role, Field(strict=False)]
+
+
+class LastRun(BaseModel):
+    """The newest run of a cron, in short."""
+
+    id: UUID
+    scheduled_for: datetime
+    status: RunStatus
+    reason: str
+    finished_at: datetime | None
+
+
+class CronRead(BaseModel):
+    """A cron. Instants are in UTC; durations in seconds."""
+
+    id: UUID
+    organization_id: UUID
+    name: str
+    description: str = Field(description="when it fires, in words", examples=["At 09:00 on Monday through Friday, UTC"])
+    cron_expr: str
+    tz: str
+    entrypoint: str
+    payload: dict[str, Any] = Field(description="the user payload")
+    enabled: bool
+    overlap: Overlap
+    catchup: Catchup
+    catchup_window: float | None
+    timeout: float
+    max_attempts: int
+    jitter: float
+    starts_at: datetime | None
+    ends_at: datetime | None
+    max_runs: int | None
+    generation: int
+    source: CronSource
+    created_at: datetime
+    created_by: str
+    updated_at: datetime
+    updated_by: str
+    next_fires: list[datetime] = Field(description="the next five; none while it is paused")
+    last_run: LastRun | None
+
+    @classmethod
+    def of(cls, cron: Cron, *, now: datetime, last_run: Run | None) -> "CronRead":
+        """Show a cron as of `now`, the database's time."""
+        definition, policy = cron.definition, cron.definition.policy
+        schedule = Schedule.parse(definition.cron_expr, definition.tz)
+        return cls(
+            id=cron.id,
+            organization_id=cron.organization_id,
+            name=definition.name,
+            description=describe(schedule),
+            cron_expr=definition.cron_expr,
+            tz=definition.tz,
+            entrypoint=definition.entrypoint,
+            payload=definition.user_payload,
+            enabled=definition.enabled,
+            overlap=policy.overlap,
+            catchup=policy.catchup,
+            catchup_window=None if policy.catchup_window is None else policy.catchup_window.total_seconds(),
+            timeout=policy.timeout.total_seconds(),
+            max_attempts=policy.max_attempts,
+            jitter=policy.jitter.total_seconds(),
+            starts_at=policy.starts_at,
+            ends_at=policy.ends_at,
+            max_runs=policy.max_runs,
+            generation=cron.generation,
+            source=cron.source,
+            created_at=cron.created_at,
+            created_by=cron.created_by,
+            updated_at=cron.updated_at,
+            updated_by=cron.updated_by,
+            next_fires=next_fires(schedule, now=now, count=5) if definition.enabled else [],
+            last_run=None if last_run is None else LastRun.model_validate(last_run, from_attributes=True),
+        )
+
+
+class Fire(BaseModel):
+    """One fire to come."""
+
+    utc: datetime
+    local: str = Field(description="the wall clock of the cron's zone then", examples=["2026-01-31T09:00:00+01:00"])
+
+
+class CronPreview(BaseModel):
+    """What a registration would make; nothing was written."""
+
+    name: str
+    description: str
+    cron_expr: str
+    tz: str
+    entrypoint: str
+    payload: dict[str, Any] = Field(description="the user payload, normalized")
+    next_fires: list[Fire] = Field(description="the next ten")
+
+
+class RunRead(BaseModel):
+    """A run. Instants are in UTC."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: UUID
+    organization_id: UUID
+    cron_id: UUID
+    scheduled_for: datetime
+    trigger_kind: TriggerKind
+    status: RunStatus
+    reason: str = Field(description="a stable word", examples=["Completed"])
+    message: str = Field(description="a sentence for people")
+    result: dict[str, Any] | None
+    error: dict[str, Any] | None = Field(description="type, message and traceback of what the entry raised")
+    attempts: int
+    generation: int
+    created_at: datetime
+    created_by: str | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    missed_until: datetime | None = Field(description="a missed run stands for every fire up to this one")
+    missed_count: int | None
+
+
+class AttemptRead(BaseModel):
+    """One attempt of a run."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    number: int
+    location: str
+    started_at: datetime
+    finished_at: datetime | None
+    outcome: RunStatus | None
+    reason: str | None
+    message: str | None
+    error: dict[str, Any] | None
+    output: str | None = Field(description="what the entry printed")
+
+
+class RunDetail(RunRead):
+    """A run with its attempts; `output` is what the last of them printed."""
+
+    output: str | None
+    attempt_list: list[AttemptRead]
+
+    @classmethod
+    def of(cls, run: Run, attempts: list[Attempt]) -> "RunDetail":
+        """Show a run whole."""
+        return cls(
+            **RunRead.model_validate(run).model_dump(),
+            output=attempts[-1].output if attempts else None,
+            attempt_list=[AttemptRead.model_validate(attempt) for attempt in attempts],
+        )
+
+
+class OrganizationRead(BaseModel):
+    """An organization."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: UUID
+    name: str
+    state: OrganizationState
+    created_at: datetime
+
+
+class KeyRead(BaseModel):
+    """A key, without its text."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: UUID
+    name: str
+    role: Role
+    created_at: datetime
+    created_by: str
+    revoked_at: datetime | None
+
+
+class NewKeyRead(KeyRead):
+    """A key that was just made, with its text, which is not shown again."""
+
+    key: str
+
+    @classmethod
+    def of(cls, api_key: ApiKey, text: str) -> "NewKeyRead":
+        """Show a new key."""
+        return cls(**KeyRead.model_validate(api_key).model_dump(), key=text)
+
+
+class EntrypointRead(BaseModel):
+    """An entry: what its crons run, and what it asks for."""
+
+    name: str
+    description: str
+    execution: ExecutionMode
+    timeout: float = Field(description="seconds that an attempt may take, unless a cron says otherwise")
+    attempts: int
+    payload_schema: dict[str, Any] = Field(description="JSON Schema of the user payload")
+
+    @classmethod
+    def of(cls, name: str, spec: AnyCronEntrySpec) -> "EntrypointRead":
+        """Show an entry."""
+        return cls(
+            name=name,
+            description=(spec.user_payload_model.__doc__ or "").strip(),
+            execution=spec.execution,
+            timeout=spec.timeout.total_seconds(),
+            attempts=spec.attempts,
+            payload_schema=spec.user_payload_model.model_json_schema(),
+        )
+
+
+class CronPage(BaseModel):
+    """A page of crons, oldest first."""
+
+    items: list[CronRead]
+    next_cursor: str | None = Field(description="null on the last page")
+
+
+class RunPage(BaseModel):
+    """A page of runs, newest first."""
+
+    items: list[RunRead]
+    next_cursor: str | None = Field(description="null on the last page")
+
+
+class OrganizationPage(BaseModel):
+    """A page of organizations, oldest first."""
+
+    items: list[OrganizationRead]
+    next_cursor: str | None = Field(description="null on the last page")
+
+
+class KeyList(BaseModel):
+    """Every key of an organization, revoked ones included."""
+
+    items: list[KeyRead]
+
+
+class EntrypointList(BaseModel):
+    """Every entry."""
+
+    items: list[EntrypointRead]
+
+
+class Health(BaseModel):
+    """Well."""
+
+    status: str = "ok"
+
+
+def next_fires(schedule: Schedule, *, now: datetime, count: int) -> list[datetime]:
+    """Give the next fires after `now` (aware, UTC), fewer if the calendar ends."""
+    fires: list[datetime] = []
+    fire = schedule.next_after(now)
+    while fire is not None and len(fires) < count:
+        fires.append(fire)
+        fire = schedule.next_after(fire)
+    return fires
+
+
+def _duration(seconds: int | None) -> timedelta | None:
+    return None if seconds is None else timedelta(seconds=seconds)

@@ -1,0 +1,34 @@
+"""What the application's parts share while it runs."""
+
+from dataclasses import dataclass
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.requests import Request
+
+from cronplane_api.principals import Principal
+from cronplane_core.change_notifier import ChangeNotifier
+from cronplane_entries.registration import Registrar
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """Made when the application starts. `cursor_secret` signs cursors; `installation_key_digest` knows its key."""
+
+    engine: AsyncEngine
+    notifier: ChangeNotifier
+    registrar: Registrar
+    body_limit: int
+    installation_key_digest: bytes
+    cursor_secret: bytes
+
+
+def state_of(request: Request) -> State:
+    """Give the state of the application that serves a request."""
+    state: State = request.app.state.cronplane
+    return state
+
+
+def principal_of(request: Request) -> Principal:
+    """Give whom the route has let pass."""
+    principal: Principal = request.state.principal
+    return principal

@@ -1,0 +1,110 @@
+"""Reads JSON as RFC 8259 means it, and refuses what parsers differ on, before anything else sees it.
+
+Python's own parser takes duplicate keys, NaN, numbers that overflow, and any depth until it breaks; a database or
+another service would then see something else than we did.
+"""
+
+import json
+import math
+from typing import NoReturn
+
+from pydantic import JsonValue
+
+from cronplane_api.errors import INVALID, MALFORMED, ProblemDetail, ProblemError
+from cronplane_entries.invocation import unstorable
+
+DEEPEST_NESTING = 64
+MOST_DIGITS = 400
+
+
+def parse(body: bytes) -> JsonValue:
+    """Read one JSON text in UTF-8.
+
+    Raises:
+        ProblemError: 400 if it is not JSON, or beyond the bounds; 422 if it holds what PostgreSQL cannot keep.
+
+    """
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError:
+        _malformed("The body is not UTF-8")
+    try:
+        value: JsonValue = json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_constant=_constant,
+            parse_float=_float,
+            parse_int=_int,
+        )
+    except json.JSONDecodeError as error:
+        _malformed(f"The body is not JSON: {error.msg} at character {error.pos}")
+    except RecursionError:
+        _too_deep()
+    _check_depth(value)
+    _check_storable(value)
+    return value
+
+
+def pointer(path: tuple[str | int, ...]) -> str:
+    """Write a path as a JSON pointer (RFC 6901)."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
+
+
+def _object(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        _malformed("An object in the body has the same key twice")
+    return members
+
+
+def _constant(name: str) -> NoReturn:
+    _malformed(f"The body is not JSON: {name} is no number")
+
+
+def _float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        _malformed("A number in the body is too large")
+    return number
+
+
+def _int(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        _malformed(f"A number in the body has more than {MOST_DIGITS} digits")
+    return int(text)
+
+
+def _check_depth(value: JsonValue) -> None:
+    level: list[JsonValue] = [value]
+    for _ in range(DEEPEST_NESTING + 1):
+        level = [child for item in level for child in _children(item)]
+        if not level:
+            return
+    _too_deep()
+
+
+def _children(value: JsonValue) -> list[JsonValue]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
+
+
+def _check_storable(value: JsonValue) -> None:
+    errors = [
+        ProblemDetail(pointer=_printable(pointer(found.path)), message=found.message, type=found.type)
+        for found in unstorable(value)
+    ]
+    if errors:
+        raise ProblemError(INVALID, "The body holds characters that cannot be kept", errors=errors)
+
+
+def _printable(text: str) -> str:
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
+def _too_deep() -> NoReturn:
+    _malformed(f"The body is nested more than {DEEPEST_NESTING} deep")
+
+
+def _malformed(detail: str) -> NoReturn:
+    raise ProblemError(MALFORMED, detail)

@@ -1,0 +1,1 @@
+"""The `cronplane` command: the only place that composes API and runner."""

@@ -1,0 +1,111 @@
+"""Shows a newcomer around a system that has just started: a key, a first command, and sample crons if wanted.
+
+It does only what the newcomer could do over REST.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx2
+import typer
+
+from cronplane_cli.administration import Administration
+from cronplane_cli.errors import CommandError
+
+_ORGANIZATION = "dev"
+_SAMPLES: tuple[dict[str, Any], ...] = (
+    {
+        "name": "say hello each minute",
+        "cron_expr": "* * * * *",
+        "tz": "UTC",
+        "entrypoint": "dummy_print",
+        "payload": {"message": "Hello from Cronplane 👋"},
+    },
+    {
+        "name": "fail now and then",
+        "cron_expr": "*/2 * * * *",
+        "tz": "UTC",
+        "entrypoint": "dummy_print",
+        "payload": {"message": "This time it went well.", "error_rate": 0.5},
+    },
+    {
+        "name": "weekday mornings in Paris",
+        "cron_expr": "0 9 * * MON-FRI",
+        "tz": "Europe/Paris",
+        "entrypoint": "dummy_print",
+        "payload": {"message": "Bonjour"},
+    },
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guide:
+    """Where the API is, and how to get a key for it that is kept in `key_file` from one start to the next."""
+
+    url: str
+    installation_key: str
+    key_file: Path
+    with_samples: bool
+
+    def welcome(self) -> None:
+        """Print how to begin; register the samples, and trigger each, so that runs are seen at once."""
+        organization_id, key = self._key()
+        typer.echo(
+            f"\nCronplane is at {self.url} (OpenAPI: {self.url}/openapi.json)\n\n"
+            f"  export CRONPLANE_URL={self.url}\n"
+            f"  export CRONPLANE_API_KEY={key}\n"
+            f"  export ORGANIZATION={organization_id}\n\n"
+            f'  curl -H "Authorization: Bearer $CRONPLANE_API_KEY" $CRONPLANE_URL/crons/$ORGANIZATION\n\n'
+            "Each finished run is a line below. Ctrl-C stops everything.\n"
+        )
+        if self.with_samples:
+            with httpx2.Client(base_url=self.url, headers={"Authorization": f"Bearer {key}"}) as client:
+                for sample in _SAMPLES:
+                    _register_and_trigger(client, organization_id, sample)
+
+    def _key(self) -> tuple[UUID, str]:
+        administration = Administration(url=self.url, key=self.installation_key)
+        for organization in administration.list_organizations():
+            if organization["name"] == _ORGANIZATION:
+                break
+        else:
+            organization = administration.create_organization(name=_ORGANIZATION)
+        organization_id = UUID(organization["id"])
+        if not self._kept_key_is_good(organization_id):
+            created = administration.create_key(organization_id=organization_id, name="dev", role="admin")
+            write_secret(self.key_file, created["key"])
+        return organization_id, self.key_file.read_text(encoding="ascii")
+
+    def _kept_key_is_good(self, organization_id: UUID) -> bool:
+        if not self.key_file.exists():
+            return False
+        headers = {"Authorization": f"Bearer {self.key_file.read_text(encoding='ascii')}"}
+        answer = httpx2.get(f"{self.url}/crons/{organization_id}", params={"limit": 1}, headers=headers)
+        return answer.is_success
+
+
+def _register_and_trigger(client: httpx2.Client, organization_id: UUID, sample: dict[str, Any]) -> None:
+    crons = f"/crons/{organization_id}"
+    answer = client.post(crons, json=sample)
+    if answer.status_code == httpx2.codes.CONFLICT:
+        answer = client.get(crons, params={"name": sample["name"]})
+        cron = answer.json()["items"][0]
+    elif answer.is_success:
+        cron = answer.json()
+        typer.echo(f"Registered {cron['name']!r}: {cron['description']}")
+    else:
+        raise CommandError(f"The sample {sample['name']!r} was refused: {answer.text}")
+    client.post(f"{crons}/{cron['id']}/trigger").raise_for_status()
+
+
+def write_secret(path: Path, secret: str) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.unlink(missing_ok=True)
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(secret)
+    unfinished.rename(path)

@@ -1,0 +1,166 @@
+"""The command line: one command per role, and the administrator's few.
+
+Each command imports what it runs only when it is called, so that an installation needs just the extras of its roles.
+"""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+
+from cronplane_core import __version__
+from cronplane_core.errors import CronplaneError
+
+app = typer.Typer(
+    name="cronplane",
+    help="A control plane for typed cron jobs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+organizations = typer.Typer(help="Make and list organizations.", no_args_is_help=True)
+keys = typer.Typer(help="Make, list and revoke an organization's API keys.", no_args_is_help=True)
+app.add_typer(organizations, name="organizations")
+app.add_typer(keys, name="keys")
+
+ServerUrl = Annotated[str, typer.Option("--url", envvar="CRONPLANE_URL", help="Where the API is.")]
+Credential = Annotated[
+    str,
+    typer.Option(
+        "--key",
+        envvar=["CRONPLANE_INSTALLATION_KEY", "CRONPLANE_API_KEY"],
+        show_envvar=True,
+        help="The installation key; an organization's admin key will do for its own keys.",
+        prompt=True,
+        hide_input=True,
+    ),
+]
+OrganizationId = Annotated[UUID, typer.Argument(help="The organization's id.")]
+_DEFAULT_URL = "http://127.0.0.1:8080"
+
+
+def main() -> None:
+    """Run the command; what it refuses is said in a line, with status 1."""
+    try:
+        app()
+    except CronplaneError as error:
+        typer.echo(f"cronplane: {error}", err=True)
+        sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    *, show: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False
+) -> None:
+    """A control plane for typed cron jobs."""
+    if show:
+        typer.echo(f"cronplane {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def dev(
+    *,
+    data_directory: Annotated[
+        Path, typer.Option("--data-dir", help="Where the embedded PostgreSQL and the keys are kept.")
+    ] = Path(".cronplane"),
+    database_url: Annotated[
+        str | None, typer.Option("--database-url", help="Use this PostgreSQL, as its owner, and embed none.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8080,
+    demo: Annotated[bool, typer.Option("--demo", help="Register sample crons.")] = False,
+) -> None:
+    """Run everything in one process: PostgreSQL, migrations, API and runner."""
+    one_process = _role("cronplane_cli.one_process", extra="dev")
+    one_process.serve(
+        one_process.Options(
+            data_directory=data_directory, database_url=database_url, host=host, port=port, with_demo=demo
+        )
+    )
+
+
+@app.command()
+def api() -> None:
+    """Serve the API; settings come from the environment."""
+    _role("cronplane_cli.api_role", extra="api").serve()
+
+
+@app.command()
+def runner() -> None:
+    """Run the runner; any number may stand by, and one fires."""
+    _role("cronplane_cli.runner_role", extra="runner").serve()
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database up to this version, as the role that owns the schema."""
+    migration = _role("cronplane_cli.migration_role", extra="migrate").run()
+    before = migration.revision_before or "an empty database"
+    added = ", ".join(migration.added_entries) or "none"
+    typer.echo(f"The schema went from {before} to {migration.revision}; entries added: {added}.")
+
+
+@organizations.command("create")
+def create_organization(name: str, *, url: ServerUrl = _DEFAULT_URL, key: Credential) -> None:
+    """Make an organization and show its id."""
+    organization = _administration(url, key).create_organization(name=name)
+    typer.echo(f"{organization['id']}  {organization['name']}")
+
+
+@organizations.command("list")
+def list_organizations(*, url: ServerUrl = _DEFAULT_URL, key: Credential) -> None:
+    """List every organization."""
+    for organization in _administration(url, key).list_organizations():
+        typer.echo(f"{organization['id']}  {organization['state']:<9}  {organization['name']}")
+
+
+@keys.command("create")
+def create_key(
+    organization: OrganizationId,
+    name: Annotated[str, typer.Option(help="What the key is for.")],
+    role: Annotated[str, typer.Option(help="viewer, operator, editor or admin.")],
+    *,
+    url: ServerUrl = _DEFAULT_URL,
+    key: Credential,
+) -> None:
+    """Make a key and show it; it cannot be shown again."""
+    created = _administration(url, key).create_key(organization_id=organization, name=name, role=role)
+    typer.echo(created["key"])
+
+
+@keys.command("list")
+def list_keys(organization: OrganizationId, *, url: ServerUrl = _DEFAULT_URL, key: Credential) -> None:
+    """List an organization's keys, revoked ones included."""
+    for known in _administration(url, key).list_keys(organization_id=organization):
+        state = "revoked" if known["revoked_at"] else "good"
+        typer.echo(f"{known['id']}  {known['role']:<8}  {state:<7}  {known['name']}")
+
+
+@keys.command("revoke")
+def revoke_key(
+    organization: OrganizationId,
+    key_id: Annotated[UUID, typer.Argument(help="The key's id.")],
+    *,
+    url: ServerUrl = _DEFAULT_URL,
+    key: Credential,
+) -> None:
+    """Revoke a key; requests with it are refused from now on."""
+    _administration(url, key).revoke_key(organization_id=organization, key_id=key_id)
+    typer.echo("Revoked.")
+
+
+def _administration(url: str, key: str) -> Any:  # noqa: ANN401 - a module of an extra that may be absent
+    return _role("cronplane_cli.administration", extra="client").Administration(url=url, key=key)
+
+
+def _role(module: str, *, extra: str) -> Any:  # noqa: ANN401 - a module of an extra that may be absent
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.startswith("cronplane"):
+            raise
+        raise CronplaneError(f"{error.name} is not installed; type: pip install 'cronplane[{extra}]'") from error

@@ -1,0 +1,149 @@
+"""Everything in one process, for a laptop or a small service: PostgreSQL, migrations, API and runner.
+
+It composes the same parts as an installation and adds nothing of its own but where they keep things.
+"""
+
+import asyncio
+import os
+import secrets
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+import uvicorn
+from fastapi import FastAPI
+from pydantic import SecretStr
+from sqlalchemy import URL
+
+from cronplane_api.application import create_application
+from cronplane_cli.environment import read_settings
+from cronplane_cli.errors import CommandError
+from cronplane_cli.guide import Guide, write_secret
+from cronplane_core.database import parse_url
+from cronplane_core.embedded_postgresql import EmbeddedPostgresql, is_reachable_by_everybody
+from cronplane_core.log import configure_logging
+from cronplane_core.settings import ApiSettings, LogFormat, LogSettings, RunnerSettings
+from cronplane_entries.registry import CRON_REGISTRY, load_entries
+from cronplane_migrations.migrate import migrate
+from cronplane_operator.runner import Runner
+
+SERVICE_ROLE = "cronplane_service"
+# As root, PostgreSQL runs as another user, who cannot look into a home directory such as /root.
+_ROOT_DATA_DIRECTORY = Path("/var/lib/cronplane")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What `cronplane dev` was asked for. `database_url` is the owner's; without it a PostgreSQL is embedded."""
+
+    data_directory: Path
+    database_url: str | None
+    host: str
+    port: int
+    with_demo: bool
+
+
+def serve(options: Options) -> None:
+    """Run everything until SIGINT or SIGTERM, and leave nothing running.
+
+    Raises:
+        CronplaneError: something could not be started; what had been started is stopped.
+
+    """
+    configure_logging(_log_settings())
+    load_entries()
+    asyncio.run(_serve(options))
+
+
+def _log_settings() -> LogSettings:
+    chosen = read_settings(LogSettings)
+    if "log_format" in chosen.model_fields_set:
+        return chosen
+    return chosen.model_copy(update={"log_format": LogFormat.CONSOLE})
+
+
+async def _serve(options: Options) -> None:
+    data_directory = _data_directory(options)
+    async with AsyncExitStack() as stack:
+        listener = stack.enter_context(_listener(options))
+        owner = _database(options, data_directory, stack)
+        service = owner.set(username=SERVICE_ROLE) if options.database_url is None else owner
+        migrate(owner, entries=[str(name) for name in CRON_REGISTRY], service_role=SERVICE_ROLE)
+        installation_key = _installation_key(data_directory)
+        application = _application(service, installation_key)
+        host, port = listener.getsockname()[:2]
+        guide = Guide(
+            url=f"http://{host}:{port}",
+            installation_key=installation_key,
+            key_file=data_directory / "api_key",
+            with_samples=options.with_demo,
+        )
+        await _serve_until_signalled(application, listener, guide)
+        typer.echo("Stopping …")
+
+
+async def _serve_until_signalled(application: FastAPI, listener: socket.socket, guide: Guide) -> None:
+    """Serve; uvicorn takes the signals while it does, and gives them on to these handlers when it has ended."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, lambda: None)
+    server = uvicorn.Server(uvicorn.Config(application, log_config=None, access_log=False, lifespan="on"))
+    async with asyncio.TaskGroup() as group:
+        group.create_task(asyncio.to_thread(guide.welcome))
+        await server.serve(sockets=[listener])
+
+
+def _listener(options: Options) -> socket.socket:
+    try:
+        return socket.create_server((options.host, options.port))
+    except OSError as error:
+        raise CommandError(
+            f"Cannot listen on {options.host}:{options.port} ({error.strerror}); choose another with --port"
+        ) from error
+
+
+def _data_directory(options: Options) -> Path:
+    """Make the folder, readable by nobody else but its own name; as root, where PostgreSQL's user can get to."""
+    directory = options.data_directory.resolve()
+    directory.mkdir(parents=True, exist_ok=True)
+    if options.database_url is None and os.geteuid() == 0 and not is_reachable_by_everybody(directory):
+        directory = _ROOT_DATA_DIRECTORY
+        directory.mkdir(parents=True, exist_ok=True)
+        typer.echo(f"As root, PostgreSQL's user cannot reach {options.data_directory}; the data is in {directory}.")
+    return directory
+
+
+def _installation_key(data_directory: Path) -> str:
+    path = data_directory / "installation_key"
+    if not path.exists():
+        write_secret(path, secrets.token_urlsafe(32))
+    return path.read_text(encoding="ascii")
+
+
+def _database(options: Options, data_directory: Path, stack: AsyncExitStack) -> URL:
+    if options.database_url is not None:
+        return parse_url(options.database_url)
+    postgresql = stack.enter_context(EmbeddedPostgresql(data_directory / "postgresql"))
+    return parse_url(postgresql.url())
+
+
+def _application(service: URL, installation_key: str) -> FastAPI:
+    database_url = SecretStr(service.render_as_string(hide_password=False))
+    runner_settings = RunnerSettings(database_url=database_url)
+    api_settings = ApiSettings(database_url=database_url, installation_key=SecretStr(installation_key))
+    return create_application(api_settings, registry=CRON_REGISTRY, background=[lambda: _running(runner_settings)])
+
+
+@asynccontextmanager
+async def _running(settings: RunnerSettings) -> AsyncIterator[None]:
+    runner = Runner(settings=settings, registry=CRON_REGISTRY)
+    task = asyncio.create_task(runner.run())
+    try:
+        yield
+    finally:
+        runner.stop()
+        await task

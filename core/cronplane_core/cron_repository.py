@@ -1,0 +1,309 @@
+"""Crons as people define them: inserted, read, changed and deleted, with the history that fires are computed from.
+
+Every query is filtered by organization, so another's cron is as absent as one that never was. Whoever changes a cron
+locks its row first: a claim holds the same row, and `effective_from` is read only once the lock is held, so each fire
+belongs either to the version before or to the one after.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, bindparam, cast, insert, select, tuple_, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.types import Text
+
+from cronplane_core.database import DatabaseError
+from cronplane_core.tables import NOW, Catchup, CronSource, Overlap, cron_job_versions, cron_jobs
+
+
+class CronNameTakenError(DatabaseError):
+    """The organization has a cron of this name; choose another name, or change that cron."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """How a cron's fires and runs are treated. Instants are aware and in UTC."""
+
+    timeout: timedelta
+    overlap: Overlap = Overlap.SKIP
+    catchup: Catchup = Catchup.LATEST
+    catchup_window: timedelta | None = None
+    max_attempts: int = 1
+    backoff_initial: timedelta = timedelta(seconds=10)
+    backoff_maximum: timedelta = timedelta(minutes=10)
+    jitter: timedelta = timedelta(0)
+    starts_at: datetime | None = None
+    ends_at: datetime | None = None
+    max_runs: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Definition:
+    """What a person may change of a cron."""
+
+    name: str
+    cron_expr: str
+    tz: str
+    entrypoint: str
+    user_payload: dict[str, Any]
+    execution_payload: dict[str, Any]
+    policy: Policy
+    enabled: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cron:
+    """A cron that is not deleted. Instants are aware and in UTC; `generation` grows with each change."""
+
+    id: UUID
+    organization_id: UUID
+    definition: Definition
+    generation: int
+    effective_from: datetime
+    source: CronSource
+    source_uid: str | None
+    source_generation: int | None
+    created_at: datetime
+    created_by: str
+    updated_at: datetime
+    updated_by: str
+
+
+_POLICY_FIELDS = tuple(field.name for field in fields(Policy))
+_VERSIONED = ("cron_expr", "tz", "enabled", *_POLICY_FIELDS)
+# The entrypoint is read as text: the driver knows nothing of our enum.
+_COLUMNS = [
+    cast(column, Text).label(column.name) if column.name == "entrypoint" else column
+    for column in cron_jobs.c
+    if column.name not in {"deleted_at", "deleted_by", "changed_by_transaction"}
+]
+_INSERTED = (
+    "id", "organization_id", "name", "cron_expr", "tz", "entrypoint", "user_payload", "execution_payload", "enabled",
+    *_POLICY_FIELDS, "source", "source_uid", "source_generation", "created_by", "updated_by",
+)  # fmt: skip
+_inserted = (
+    insert(cron_jobs)
+    .values({name: bindparam(name, type_=cron_jobs.c[name].type) for name in _INSERTED})
+    .returning(*_COLUMNS)
+    .cte("inserted")
+)
+_first_version = (
+    insert(cron_job_versions)
+    .from_select(
+        ["cron_id", "generation", "effective_from", *_VERSIONED],
+        select(
+            _inserted.c.id,
+            _inserted.c.generation,
+            _inserted.c.effective_from,
+            *(_inserted.c[name] for name in _VERSIONED),
+        ),
+    )
+    .cte("first_version")
+)
+_INSERT = select(_inserted).add_cte(_first_version)
+_GET = select(*_COLUMNS).where(
+    cron_jobs.c.organization_id == bindparam("organization_id"),
+    cron_jobs.c.id == bindparam("cron_id"),
+    cron_jobs.c.deleted_at.is_(None),
+)
+_LOCK = _GET.with_for_update()
+_KEY = (cron_jobs.c.created_at, cron_jobs.c.id)
+
+
+async def insert_cron(
+    connection: AsyncConnection,
+    *,
+    cron_id: UUID,
+    organization_id: UUID,
+    definition: Definition,
+    created_by: str,
+    source: CronSource = CronSource.API,
+    source_uid: str | None = None,
+    source_generation: int | None = None,
+) -> Cron:
+    """Add a cron and its first version.
+
+    Raises:
+        CronNameTakenError: the name is in use; the transaction must be rolled back.
+
+    """
+    values = {
+        **_values(definition),
+        "id": cron_id,
+        "organization_id": organization_id,
+        "source": source.value,
+        "source_uid": source_uid,
+        "source_generation": source_generation,
+        "created_by": created_by,
+        "updated_by": created_by,
+    }
+    try:
+        return _cron((await connection.execute(_INSERT, values)).one())
+    except IntegrityError as error:
+        raise _name_taken(error, definition.name) from error
+
+
+async def get_cron(connection: AsyncConnection, *, organization_id: UUID, cron_id: UUID) -> Cron | None:
+    """Find a cron of this organization, or None."""
+    identity = {"organization_id": organization_id, "cron_id": cron_id}
+    row = (await connection.execute(_GET, identity)).one_or_none()
+    return None if row is None else _cron(row)
+
+
+async def lock_cron(connection: AsyncConnection, *, organization_id: UUID, cron_id: UUID) -> Cron | None:
+    """Find a cron of this organization and keep everybody else from changing or claiming it; None if it is absent."""
+    identity = {"organization_id": organization_id, "cron_id": cron_id}
+    row = (await connection.execute(_LOCK, identity)).one_or_none()
+    return None if row is None else _cron(row)
+
+
+async def list_crons(
+    connection: AsyncConnection,
+    *,
+    organization_id: UUID,
+    entrypoint: str | None = None,
+    enabled: bool | None = None,
+    name: str | None = None,
+    after: tuple[datetime, UUID] | None,
+    limit: int,
+) -> list[Cron]:
+    """List an organization's crons in the order in which they were made, from behind the key `after`."""
+    query = (
+        select(*_COLUMNS)
+        .where(cron_jobs.c.organization_id == organization_id, cron_jobs.c.deleted_at.is_(None))
+        .order_by(*_KEY)
+        .limit(limit)
+    )
+    if entrypoint is not None:
+        query = query.where(cast(cron_jobs.c.entrypoint, Text) == entrypoint)
+    if enabled is not None:
+        query = query.where(cron_jobs.c.enabled.is_(enabled))
+    if name is not None:
+        query = query.where(cron_jobs.c.name == name)
+    if after is not None:
+        query = query.where(tuple_(*_KEY) > after)
+    return [_cron(row) for row in await connection.execute(query)]
+
+
+async def update_cron(connection: AsyncConnection, *, cron: Cron, definition: Definition, updated_by: str) -> Cron:
+    """Give a locked cron another definition; the same definition again changes nothing.
+
+    A change of expression, zone, enabled state or policy comes into force now and adds a version.
+
+    Raises:
+        CronNameTakenError: the name is in use; the transaction must be rolled back.
+
+    """
+    before, after = _values(cron.definition), _values(definition)
+    changed = {name: value for name, value in after.items() if value != before[name]}
+    if not changed:
+        return cron
+    assignments: dict[str, Any] = {**changed, "generation": cron.generation + 1}
+    assignments |= {"updated_at": NOW, "updated_by": updated_by}
+    comes_into_force = not changed.keys().isdisjoint(_VERSIONED)
+    if comes_into_force:
+        assignments["effective_from"] = NOW
+    statement = update(cron_jobs).where(cron_jobs.c.id == cron.id).values(assignments).returning(*_COLUMNS)
+    try:
+        updated = _cron((await connection.execute(statement)).one())
+    except IntegrityError as error:
+        raise _name_taken(error, definition.name) from error
+    if comes_into_force:
+        await _add_version(connection, updated, enabled=updated.definition.enabled)
+    return updated
+
+
+async def delete_cron(connection: AsyncConnection, *, cron: Cron, deleted_by: str) -> None:
+    """Delete a locked cron: it is absent from now on, its name is free, and its runs are kept."""
+    statement = (
+        update(cron_jobs)
+        .where(cron_jobs.c.id == cron.id)
+        .values(
+            generation=cron.generation + 1,
+            effective_from=NOW,
+            deleted_at=NOW,
+            deleted_by=deleted_by,
+            updated_at=NOW,
+            updated_by=deleted_by,
+        )
+        .returning(*_COLUMNS)
+    )
+    deleted = _cron((await connection.execute(statement)).one())
+    await _add_version(connection, deleted, enabled=False)
+
+
+async def _add_version(connection: AsyncConnection, cron: Cron, *, enabled: bool) -> None:
+    values = {name: value for name, value in _values(cron.definition).items() if name in _VERSIONED}
+    await connection.execute(
+        insert(cron_job_versions).values(
+            {
+                **values,
+                "enabled": enabled,
+                "cron_id": cron.id,
+                "generation": cron.generation,
+                "effective_from": cron.effective_from,
+            }
+        )
+    )
+
+
+def _name_taken(error: IntegrityError, name: str) -> Exception:
+    diagnostics = getattr(error.orig, "diag", None)
+    if diagnostics is not None and diagnostics.constraint_name == "cron_jobs_name_key":
+        return CronNameTakenError(f"A cron named {name!r} exists already in this organization")
+    return error
+
+
+def _values(definition: Definition) -> dict[str, Any]:
+    values = {field.name: getattr(definition, field.name) for field in fields(Definition) if field.name != "policy"}
+    policy = asdict(definition.policy)
+    return values | policy | {"overlap": definition.policy.overlap.value, "catchup": definition.policy.catchup.value}
+
+
+def _cron(row: Row[Any]) -> Cron:
+    return Cron(
+        id=row.id,
+        organization_id=row.organization_id,
+        definition=_definition(row),
+        generation=row.generation,
+        effective_from=row.effective_from,
+        source=CronSource(row.source),
+        source_uid=row.source_uid,
+        source_generation=row.source_generation,
+        created_at=row.created_at,
+        created_by=row.created_by,
+        updated_at=row.updated_at,
+        updated_by=row.updated_by,
+    )
+
+
+def _definition(row: Row[Any]) -> Definition:
+    return Definition(
+        name=row.name,
+        cron_expr=row.cron_expr,
+        tz=row.tz,
+        entrypoint=row.entrypoint,
+        user_payload=row.user_payload,
+        execution_payload=row.execution_payload,
+        policy=_policy(row),
+        enabled=row.enabled,
+    )
+
+
+def _policy(row: Row[Any]) -> Policy:
+    return Policy(
+        timeout=row.timeout,
+        overlap=Overlap(row.overlap),
+        catchup=Catchup(row.catchup),
+        catchup_window=row.catchup_window,
+        max_attempts=row.max_attempts,
+        backoff_initial=row.backoff_initial,
+        backoff_maximum=row.backoff_maximum,
+        jitter=row.jitter,
+        starts_at=row.starts_at,
+        ends_at=row.ends_at,
+        max_runs=row.max_runs,
+    )

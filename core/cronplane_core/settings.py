@@ -1,0 +1,85 @@
+"""What an administrator sets, by environment variables that begin with `CRONPLANE_`.
+
+Each role reads only the class it needs, so that a missing setting of another role stops nobody.
+"""
+
+import enum
+from datetime import timedelta
+from typing import Annotated
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_CONFIG = SettingsConfigDict(env_prefix="CRONPLANE_", extra="ignore", frozen=True)
+
+
+class LogFormat(enum.StrEnum):
+    """How log lines look."""
+
+    JSON = "json"
+    CONSOLE = "console"
+
+
+class LogSettings(BaseSettings):
+    """Settings of every process."""
+
+    model_config = _CONFIG
+
+    log_format: LogFormat = Field(default=LogFormat.JSON, description="json for machines, console for people")
+    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+
+
+class DatabaseSettings(BaseSettings):
+    """Where PostgreSQL is, for the service's role."""
+
+    model_config = _CONFIG
+
+    database_url: SecretStr = Field(description="postgresql://user:password@host:5432/name, as the service's role")
+
+
+class MigrationSettings(BaseSettings):
+    """Where PostgreSQL is, for the owner of the schema, and whom the owner lets in."""
+
+    model_config = _CONFIG
+
+    owner_database_url: SecretStr = Field(description="postgresql://…, as the role that owns the schema")
+    service_role: str = Field(
+        default="cronplane_service",
+        pattern="^[a-z_][a-z0-9_]{0,62}$",
+        description="the role that API and runner use; made without a password if it is absent",
+    )
+
+
+class ApiSettings(DatabaseSettings):
+    """Settings of the API."""
+
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8080, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    installation_key: SecretStr = Field(
+        min_length=32, description="the secret that may create organizations and keys, and that signs cursors"
+    )
+    body_limit: int = Field(default=64 * 1024, ge=1024, le=16 * 1024 * 1024, description="bytes of a request's body")
+    minimum_interval: Annotated[timedelta, Field(ge=timedelta(seconds=60))] = Field(
+        default=timedelta(seconds=60), description="shortest gap allowed between two fires of a cron"
+    )
+    api_pool_size: int = Field(default=10, ge=1, le=200, description="connections to PostgreSQL at most")
+
+
+class RunnerSettings(DatabaseSettings):
+    """Settings of the runner."""
+
+    workers: int = Field(default=2, ge=1, le=256, description="worker processes kept ready for in-process entries")
+    max_workers: int = Field(default=16, ge=1, le=1024, description="worker processes at most, while some are blocked")
+    lease_duration: timedelta = Field(
+        default=timedelta(seconds=15), ge=timedelta(seconds=3), description="how long a silent leader stays leader"
+    )
+    resync_interval: timedelta = Field(
+        default=timedelta(seconds=1), description="how often the runner reads what changed in the table"
+    )
+    comparison_interval: timedelta = Field(
+        default=timedelta(minutes=5), description="how often the runner compares the whole table"
+    )
+    drain_grace: timedelta = Field(
+        default=timedelta(seconds=25), description="how long running entries may finish after SIGTERM"
+    )
+    runner_pool_size: int = Field(default=6, ge=4, le=50, description="connections to PostgreSQL at most")

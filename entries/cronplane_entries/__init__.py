@@ -1,0 +1,1 @@
+"""The entry contract, the registry, and one module per built-in entry."""

@@ -1,0 +1,195 @@
+"""The contract between Cronplane and an entry, the type of a cron.
+
+An entry brings two payload models and three functions. This module says what they look like and what they are told;
+it calls nothing and knows no built-in entry.
+"""
+
+import enum
+import logging
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Generic, Protocol, TypeVar
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from cronplane_core.errors import CronplaneError
+
+
+class EntryError(CronplaneError):
+    """Root of what goes wrong with an entry."""
+
+
+class RegistrationRefusedError(EntryError):
+    """Raised by a registration validator to refuse a payload for a reason its model cannot express.
+
+    `message` is shown to the person who registers; `field` is the path below the payload, outermost name first.
+    A `ValueError` is treated alike, without a path.
+    """
+
+    def __init__(self, message: str, *, field: tuple[str | int, ...] = ()) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class BaseUserPayload(BaseModel):
+    """What a person sends: strict (no coercion of types) and closed (unknown fields are refused)."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class BaseExecutionPayload(BaseModel):
+    """What the executor gets: written by the registration validator, stored as JSON, validated again before a run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ExecutionMode(enum.StrEnum):
+    """Where an entry's executor runs."""
+
+    IN_PROCESS = "in_process"
+    POD = "pod"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Organization:
+    """The tenant on whose behalf something is registered."""
+
+    id: UUID
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class User:
+    """Who registers: `id` is stable and names the credential, such as `key:<uuid>`; `name` is for people."""
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What the installation offers to validators.
+
+    `settings` are the administrator's for this entry: every environment variable `CRONPLANE_ENTRY_<NAME>_<KEY>`,
+    under `<key>` in lower case.
+    """
+
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistrationContext:
+    """What a registration validator is told besides the payload. `cron_id` is the cron's id from now on."""
+
+    organization: Organization
+    user: User
+    cron_id: UUID
+    services: Services
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CronReference:
+    """The cron that a run belongs to."""
+
+    id: UUID
+    name: str
+    organization_id: UUID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReference:
+    """The run being executed; `id` is the idempotency key for effects outside. `trigger` is `schedule` or `manual`."""
+
+    id: UUID
+    trigger: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionContext:
+    """What an execution validator and an executor are told besides the payload.
+
+    `attempt` counts from 1. `scheduled_for` is the nominal fire time and `deadline` the instant after which the attempt
+    is killed, both aware and in UTC. What `log` writes becomes the run's output.
+    """
+
+    cron: CronReference
+    run: RunReference
+    attempt: int
+    scheduled_for: datetime
+    deadline: datetime
+    log: logging.Logger
+
+
+UserPayloadT = TypeVar("UserPayloadT", bound=BaseUserPayload)
+ExecutionPayloadT = TypeVar("ExecutionPayloadT", bound=BaseExecutionPayload)
+UserPayload_contra = TypeVar("UserPayload_contra", bound=BaseUserPayload, contravariant=True)
+ExecutionPayload_co = TypeVar("ExecutionPayload_co", bound=BaseExecutionPayload, covariant=True)
+ExecutionPayload_contra = TypeVar("ExecutionPayload_contra", bound=BaseExecutionPayload, contravariant=True)
+
+
+class RegistrationValidator(Protocol[UserPayload_contra, ExecutionPayload_co]):
+    """Turns what a person sent into what the executor gets, or refuses it by raising `RegistrationRefusedError`."""
+
+    def __call__(
+        self, payload: UserPayload_contra, /, *, context: RegistrationContext
+    ) -> ExecutionPayload_co | Awaitable[ExecutionPayload_co]:
+        """Return the execution payload; called at registration and whenever the payload changes."""
+
+
+class ExecutionValidator(Protocol[ExecutionPayload_contra]):
+    """Checks right before a run that its payload still holds; raises to end the run with an error."""
+
+    def __call__(self, payload: ExecutionPayload_contra, /, *, context: ExecutionContext) -> Awaitable[None] | None:
+        """Return nothing, or raise."""
+
+
+class Executor(Protocol[ExecutionPayload_contra]):
+    """Does the work of a run. What it returns is the run's result and must be JSON."""
+
+    def __call__(
+        self, payload: ExecutionPayload_contra, /, *, context: ExecutionContext
+    ) -> Awaitable[Mapping[str, object] | None] | Mapping[str, object] | None:
+        """Return the result, a mapping that JSON can hold, or nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CronEntrySpec(Generic[UserPayloadT, ExecutionPayloadT]):
+    """An entry: its models, its functions, where it runs, and the defaults of its crons.
+
+    `timeout` bounds one attempt and `attempts` a run; a cron may ask for others.
+    """
+
+    user_payload_model: type[UserPayloadT]
+    execution_payload_model: type[ExecutionPayloadT]
+    registration_validator: RegistrationValidator[UserPayloadT, ExecutionPayloadT]
+    execution_validator: ExecutionValidator[ExecutionPayloadT]
+    executor: Executor[ExecutionPayloadT]
+    execution: ExecutionMode = ExecutionMode.IN_PROCESS
+    timeout: timedelta = timedelta(hours=1)
+    attempts: int = 1
+
+
+AnyCronEntrySpec = CronEntrySpec[BaseUserPayload, BaseExecutionPayload]
+
+__all__ = [
+    "AnyCronEntrySpec",
+    "BaseExecutionPayload",
+    "BaseUserPayload",
+    "CronEntrySpec",
+    "CronReference",
+    "EntryError",
+    "ExecutionContext",
+    "ExecutionMode",
+    "ExecutionValidator",
+    "Executor",
+    "JsonValue",
+    "Organization",
+    "RegistrationContext",
+    "RegistrationRefusedError",
+    "RegistrationValidator",
+    "RunReference",
+    "Services",
+    "User",
+]

@@ -1,0 +1,1 @@
+"""The schema's history (Alembic) and the command that brings a database up to it."""

@@ -1,0 +1,108 @@
+"""Brings a database up to this version's schema, run by the role that owns it.
+
+It adds every registered entry to the enum and never removes one, and it lets the service's role in without giving it
+any table. It never downgrades: older code accepts a newer schema, and a mistake is mended by a newer revision.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from psycopg import sql
+from sqlalchemy import URL, Connection, create_engine, text
+from sqlalchemy.exc import DBAPIError
+
+from cronplane_core.errors import CronplaneError
+from cronplane_core.tables import SCHEMA
+
+# Any number will do, as long as it is the same for every version of Cronplane.
+_LOCK = 0x43524F4E
+
+
+class MigrationError(CronplaneError):
+    """The schema could not be brought up to date; nothing of it was changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Migration:
+    """What a migration did: the revisions before (None for a new database) and after, and the entries it added."""
+
+    revision_before: str | None
+    revision: str
+    added_entries: tuple[str, ...]
+
+
+def alembic_config(connection: Connection) -> Config:
+    """Point Alembic at this package's revisions and at an open connection."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent))
+    config.attributes["connection"] = connection
+    return config
+
+
+def current_revision(connection: Connection) -> str | None:
+    """Read the revision that the database is at, or None for a database without our schema."""
+    return MigrationContext.configure(connection, opts={"version_table_schema": SCHEMA}).get_current_revision()
+
+
+def migrate(url: URL, *, entries: Iterable[str], service_role: str) -> Migration:
+    """Upgrade to the newest revision in one transaction; two migrations at once run one after the other.
+
+    Raises:
+        MigrationError: PostgreSQL refused; its message is repeated, and nothing was changed.
+
+    """
+    engine = create_engine(url)
+    try:
+        with engine.begin() as connection:
+            return _migrate(connection, entries=entries, service_role=service_role)
+    except DBAPIError as error:
+        raise MigrationError(f"The migration was refused by PostgreSQL: {str(error.orig).strip()}") from error
+    finally:
+        engine.dispose()
+
+
+def _migrate(connection: Connection, *, entries: Iterable[str], service_role: str) -> Migration:
+    # A table that is in use makes the migration fail after this, rather than block everybody behind it.
+    connection.execute(text("SET LOCAL lock_timeout = '10s'"))
+    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+    connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+    before = current_revision(connection)
+    command.upgrade(alembic_config(connection), "head")
+    added = _add_entries(connection, entries)
+    _admit_service_role(connection, service_role)
+    after = current_revision(connection)
+    if after is None:
+        raise MigrationError("This version brings no revision; install cronplane again")
+    return Migration(revision_before=before, revision=after, added_entries=added)
+
+
+def _add_entries(connection: Connection, entries: Iterable[str]) -> tuple[str, ...]:
+    labels = connection.execute(
+        text("SELECT enumlabel FROM pg_enum WHERE enumtypid = CAST(:type AS regtype)"), {"type": f"{SCHEMA}.entrypoint"}
+    )
+    known = set(labels.scalars())
+    added = tuple(sorted(set(entries) - known))
+    for name in added:
+        _execute(connection, sql.SQL("ALTER TYPE scheduler.entrypoint ADD VALUE {}").format(sql.Literal(name)))
+    return added
+
+
+def _admit_service_role(connection: Connection, role: str) -> None:
+    exists = connection.scalar(text("SELECT true FROM pg_roles WHERE rolname = :role"), {"role": role})
+    if not exists:
+        _execute(connection, sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(role)))
+    for statement in (
+        "GRANT USAGE ON SCHEMA scheduler TO {}",
+        "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA scheduler TO {}",
+        "REVOKE INSERT, UPDATE, DELETE ON scheduler.alembic_version FROM {}",
+        "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA scheduler TO {}",
+    ):
+        _execute(connection, sql.SQL(statement).format(sql.Identifier(role)))
+
+
+def _execute(connection: Connection, statement: sql.Composed) -> None:
+    connection.exec_driver_sql(statement.as_string())

@@ -1,0 +1,132 @@
+"""Claims what came due: one transaction inserts the runs and moves the jobs on, so a crash neither loses nor doubles.
+
+Whatever goes wrong, the due jobs are put back and claimed again; the stored `next_run_time` decides what was done.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from cronplane_core import lease as leases
+from cronplane_core import run_transitions
+from cronplane_core.database import DatabaseUnavailableError, transaction
+from cronplane_core.lease import Lease
+from cronplane_core.run_transitions import Advance, LockedCron, NewRun
+from cronplane_core.tables import RunStatus
+from cronplane_operator.claim_decision import DueJob, decide
+from cronplane_operator.claim_executor import ClaimExecutor
+from cronplane_operator.run_recorder import RunRecorder
+
+# Large enough to make a burst cheap, small enough that the first of it run while the rest is claimed.
+CLAIM_BATCH = 1000
+# Between two tries for crons that are being edited right now, or while PostgreSQL is away.
+_EDITED_PAUSE = 0.02
+_UNAVAILABLE_PAUSE = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimedBatch:
+    """What one transaction did: the runs to launch, the jobs to try again, and those the reconciler must make anew."""
+
+    queued: tuple[UUID, ...]
+    again: tuple[UUID, ...]
+    outdated: tuple[UUID, ...]
+
+
+class Claimer:
+    """Claims for one lease. `settled` is held while a claim or a reconciliation is under way, never by both."""
+
+    def __init__(
+        self,
+        *,
+        engine: AsyncEngine,
+        lease: Lease,
+        settled: asyncio.Lock,
+        recorder: RunRecorder,
+        on_queued: Callable[[Sequence[UUID]], None],
+        on_outdated: Callable[[], None],
+    ) -> None:
+        self._engine = engine
+        self._lease = lease
+        self._settled = settled
+        self._recorder = recorder
+        self._on_queued = on_queued
+        self._on_outdated = on_outdated
+        self._due = asyncio.Event()
+        self.executor = ClaimExecutor(on_due=self._due.set)
+
+    async def run(self) -> None:
+        """Claim whenever something is due, until cancelled.
+
+        Raises:
+            LeaseLostError: this process is not the leader any more; nothing was changed.
+
+        """
+        while True:
+            await self._due.wait()
+            pause = await self._claim_next()
+            if not len(self.executor):
+                self._due.clear()
+            if pause:
+                await asyncio.sleep(pause)
+
+    async def _claim_next(self) -> float:
+        async with self._settled:
+            jobs = self.executor.take(limit=CLAIM_BATCH)
+            try:
+                batch = await self._claim(jobs)
+            except DatabaseUnavailableError as error:
+                self.executor.put_back([job.cron_id for job in jobs])
+                self._recorder.claim_postponed(jobs=len(jobs), error=error)
+                return _UNAVAILABLE_PAUSE
+            self.executor.put_back(batch.again)
+        if batch.queued:
+            self._on_queued(batch.queued)
+        if batch.outdated:
+            self._on_outdated()
+        return _EDITED_PAUSE if batch.again else 0.0
+
+    async def _claim(self, jobs: Sequence[DueJob]) -> ClaimedBatch:
+        async with transaction(self._engine) as connection:
+            now = await leases.check(connection, lease=self._lease)
+            crons = await run_transitions.lock_crons(connection, cron_ids=[job.cron_id for job in jobs])
+            claimable = [job for job in jobs if _is_claimable(job, crons.get(job.cron_id)) and job.first <= now]
+            runs = [run for job in claimable for run in decide(crons[job.cron_id], job, now=now)]
+            inserted = await run_transitions.claim(
+                connection,
+                advances=[_advance(job) for job in claimable],
+                runs=runs,
+                epoch=self._lease.epoch,
+                now=now,
+            )
+        recorded = [run for run in runs if run.id in inserted]
+        self._recorder.claimed(recorded)
+        return _sort(jobs, claimed=claimable, crons=crons, recorded=recorded)
+
+
+def _is_claimable(job: DueJob, cron: LockedCron | None) -> bool:
+    return cron is not None and cron.generation == job.generation
+
+
+def _advance(job: DueJob) -> Advance:
+    return Advance(cron_id=job.cron_id, generation=job.generation, claimed=job.first, next_run_time=job.next_run_time)
+
+
+def _sort(
+    jobs: Sequence[DueJob],
+    *,
+    claimed: Sequence[DueJob],
+    crons: dict[UUID, LockedCron],
+    recorded: Sequence[NewRun],
+) -> ClaimedBatch:
+    done = {job.cron_id for job in claimed}
+    left = [job for job in jobs if job.cron_id not in done]
+    outdated = {job.cron_id for job in left if job.cron_id in crons and not _is_claimable(job, crons[job.cron_id])}
+    return ClaimedBatch(
+        queued=tuple(run.id for run in recorded if run.status is RunStatus.QUEUED),
+        again=tuple(job.cron_id for job in left if job.cron_id not in outdated),
+        outdated=tuple(outdated),
+    )

@@ -1,0 +1,347 @@
+"""The runner: stands for leader, and while it is leader keeps APScheduler, claims and workers going.
+
+Everything that leads belongs to one term, which ends as a whole when the lease is lost, when something in it fails, or
+when the runner is told to stop. This module only composes and keeps time; each part decides for itself.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC
+from functools import partial
+from uuid import uuid4
+
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from sqlalchemy import URL
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from cronplane_core import idempotency_repository, run_transitions
+from cronplane_core import lease as leases
+from cronplane_core.database import DatabaseUnavailableError, create_engine, parse_url, transaction
+from cronplane_core.lease import Lease, LeaseLostError
+from cronplane_core.readiness import find_obstacle
+from cronplane_core.settings import RunnerSettings
+from cronplane_entries.core import ExecutionMode
+from cronplane_entries.registry import CronRegistry
+from cronplane_operator.change_listener import ChangeListener
+from cronplane_operator.claimer import CLAIM_BATCH, Claimer
+from cronplane_operator.database_clock import DatabaseClock
+from cronplane_operator.dispatcher import Dispatcher
+from cronplane_operator.errors import RunnerError
+from cronplane_operator.job_store import EXECUTOR, JOB_STORE, CronJobStore
+from cronplane_operator.reconciler import Reconciler
+from cronplane_operator.run_recorder import RunRecorder
+from cronplane_operator.worker_pool import WorkerPool
+
+CRONS_CHANNEL = "cronplane_crons"
+RUNS_CHANNEL = "cronplane_runs"
+
+_STAND_PAUSE = 1.0
+_EXPIRED_KEYS_BATCH = 1000
+_RECORD_TIMEOUT = 10.0
+
+
+class Runner:
+    """One process's runner; any number may run on one database, and one of them leads."""
+
+    def __init__(
+        self, *, settings: RunnerSettings, registry: CronRegistry, recorder: RunRecorder | None = None
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._recorder = recorder or RunRecorder()
+        self._url: URL = parse_url(settings.database_url.get_secret_value())
+        self._stopping = asyncio.Event()
+        self.leading = asyncio.Event()
+
+    def stop(self) -> None:
+        """Ask the runner to drain and end; `run` returns when it has."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Stand for leader and lead, again and again, until told to stop."""
+        engine = create_engine(
+            self._url, pool_size=self._settings.runner_pool_size, application_name="cronplane-runner"
+        )
+        try:
+            while not self._stopping.is_set():
+                await self._serve_term(engine)
+        finally:
+            await engine.dispose()
+
+    async def _serve_term(self, engine: AsyncEngine) -> None:
+        [failure] = await asyncio.gather(self._lead(engine), return_exceptions=True)
+        self.leading.clear()
+        match failure:
+            case None:
+                return
+            case LeaseLostError():
+                self._recorder.stepped_down(reason=str(failure))
+            case DatabaseUnavailableError():
+                self._recorder.database_away(doing="leading", error=failure)
+                await self._pause(_STAND_PAUSE)
+            case Exception():
+                # Crons must go on firing after a defect of ours; the traceback is in the log.
+                self._recorder.term_failed(error=failure)
+                await self._pause(_STAND_PAUSE)
+            case _:
+                raise failure
+
+    async def _lead(self, engine: AsyncEngine) -> None:
+        lease = await self._stand(engine)
+        if lease is None:
+            return
+        self._recorder.became_leader(holder=lease.holder, epoch=lease.epoch)
+        term = Term(
+            engine=engine,
+            url=self._url,
+            lease=lease,
+            settings=self._settings,
+            registry=self._registry,
+            recorder=self._recorder,
+        )
+        await term.serve(leading=self.leading, stopping=self._stopping)
+
+    async def _stand(self, engine: AsyncEngine) -> Lease | None:
+        holder = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
+        while not self._stopping.is_set():
+            async with transaction(engine) as connection:
+                obstacle = await find_obstacle(connection, entries=self._registry)
+                lease = None
+                if obstacle is None:
+                    duration = self._settings.lease_duration
+                    lease = await leases.acquire(connection, holder=holder, duration=duration)
+            if lease is not None:
+                return lease
+            if obstacle is not None:
+                self._recorder.waiting(obstacle=obstacle)
+            await self._pause(_STAND_PAUSE)
+        return None
+
+    async def _pause(self, seconds: float) -> None:
+        await _signalled_or_elapsed(self._stopping, seconds=seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """What a leader is made of."""
+
+    claimer: Claimer
+    reconciler: Reconciler
+    dispatcher: Dispatcher
+    pool: WorkerPool
+    store: CronJobStore
+    scheduler: AsyncIOScheduler
+
+
+class Term:
+    """The time of one leader, from its lease to the end of it."""
+
+    def __init__(
+        self,
+        *,
+        engine: AsyncEngine,
+        url: URL,
+        lease: Lease,
+        settings: RunnerSettings,
+        registry: CronRegistry,
+        recorder: RunRecorder,
+    ) -> None:
+        self._engine = engine
+        self._url = url
+        self._lease = lease
+        self._settings = settings
+        self._registry = registry
+        self._recorder = recorder
+        self._clock = DatabaseClock()
+        self._crons_changed = asyncio.Event()
+        self._runs_changed = asyncio.Event()
+        self._looks = -1
+
+    async def serve(self, *, leading: asyncio.Event, stopping: asyncio.Event) -> None:
+        """Lead until `stopping`, then drain and give the lease back.
+
+        Raises:
+            LeaseLostError: somebody else leads; whatever was running here has been stopped and is theirs to record.
+            DatabaseUnavailableError: PostgreSQL went away before the term had begun.
+
+        """
+        await self._clock.measure(self._engine)
+        parts = self._assemble()
+        try:
+            async with _going(self._renew(), parts.dispatcher.finish_runs()):
+                await self._take_over(parts)
+                parts.scheduler.start()
+                async with _going(*self._loops(parts)):
+                    leading.set()
+                    await stopping.wait()
+                parts.scheduler.shutdown(wait=False)
+                await self._drain(parts)
+        finally:
+            if parts.scheduler.running:
+                parts.scheduler.shutdown(wait=False)
+            await parts.pool.stop()
+        async with transaction(self._engine) as connection:
+            await leases.release(connection, lease=self._lease)
+
+    def _assemble(self) -> _Parts:
+        settled = asyncio.Lock()
+        store = CronJobStore(clock=self._clock, batch=CLAIM_BATCH)
+        dispatcher = Dispatcher(
+            engine=self._engine,
+            lease=self._lease,
+            entrypoints=_in_process_entries(self._registry),
+            recorder=self._recorder,
+        )
+        pool = WorkerPool(
+            workers=self._settings.workers,
+            max_workers=self._settings.max_workers,
+            real_seconds=self._clock.real_seconds,
+            on_outcomes=dispatcher.on_outcomes,
+            on_appetite=dispatcher.on_appetite,
+        )
+        claimer = Claimer(
+            engine=self._engine,
+            lease=self._lease,
+            settled=settled,
+            recorder=self._recorder,
+            on_queued=dispatcher.enqueue,
+            on_outdated=self._crons_changed.set,
+        )
+        scheduler = _scheduler(store, claimer)
+        reconciler = Reconciler(
+            engine=self._engine,
+            lease=self._lease,
+            settled=settled,
+            store=store,
+            executor=claimer.executor,
+            clock=self._clock,
+            recorder=self._recorder,
+        )
+        return _Parts(
+            claimer=claimer,
+            reconciler=reconciler,
+            dispatcher=dispatcher,
+            pool=pool,
+            store=store,
+            scheduler=scheduler,
+        )
+
+    async def _take_over(self, parts: _Parts) -> None:
+        """Bring to an end what the leader before left open, and take up what it left queued or owed."""
+        await parts.pool.start()
+        async with transaction(self._engine) as connection:
+            now = await leases.check(connection, lease=self._lease)
+            lost = await run_transitions.end_lost(connection, epoch=self._lease.epoch, now=now)
+        self._recorder.finished(lost)
+        await parts.reconciler.compare_all()
+        await parts.dispatcher.sweep()
+
+    def _loops(self, parts: _Parts) -> Sequence[Coroutine[None, None, None]]:
+        listener = ChangeListener(
+            url=self._url,
+            callbacks={CRONS_CHANNEL: self._crons_changed.set, RUNS_CHANNEL: self._runs_changed.set},
+            recorder=self._recorder,
+        )
+        resync = self._settings.resync_interval.total_seconds()
+        comparison = self._settings.comparison_interval.total_seconds()
+        return (
+            listener.run(),
+            parts.claimer.run(),
+            parts.dispatcher.start_runs(parts.pool),
+            self._repeat(partial(self._resync, parts), on=self._crons_changed, every=resync),
+            self._repeat(parts.dispatcher.sweep, on=self._runs_changed, every=resync),
+            self._repeat(partial(self._compare, parts), on=asyncio.Event(), every=comparison),
+        )
+
+    async def _repeat(self, action: Callable[[], Awaitable[None]], *, on: asyncio.Event, every: float) -> None:
+        """Act on each signal, and in any case every so many seconds; an outage of PostgreSQL only puts it off."""
+        while True:
+            await _signalled_or_elapsed(on, seconds=every)
+            on.clear()
+            try:
+                await action()
+            except DatabaseUnavailableError as error:
+                self._recorder.database_away(doing="reading what changed", error=error)
+                await asyncio.sleep(every)
+
+    async def _renew(self) -> None:
+        duration = self._settings.lease_duration
+        while True:
+            await asyncio.sleep(self._clock.real_seconds(duration.total_seconds() / 3))
+            try:
+                async with transaction(self._engine) as connection:
+                    await leases.renew(connection, lease=self._lease, duration=duration)
+            except DatabaseUnavailableError as error:
+                self._recorder.database_away(doing="renewing the lease", error=error)
+
+    async def _resync(self, parts: _Parts) -> None:
+        await self._clock.measure(self._engine)
+        await parts.reconciler.read_changes()
+        self._watch(parts)
+        parts.scheduler.wakeup()
+
+    def _watch(self, parts: _Parts) -> None:
+        # Each resync wakes APScheduler, so by the next one it must have looked, or it is dead without saying so.
+        if parts.store.looks == self._looks:
+            raise RunnerError("APScheduler has stopped looking for due crons; the runner starts it again")
+        self._looks = parts.store.looks
+
+    async def _compare(self, parts: _Parts) -> None:
+        await parts.reconciler.compare_all()
+        async with transaction(self._engine) as connection:
+            await idempotency_repository.delete_expired(connection, limit=_EXPIRED_KEYS_BATCH)
+
+    async def _drain(self, parts: _Parts) -> None:
+        """Let running bodies end, and give back what has not begun, before the lease goes."""
+        grace = self._settings.drain_grace.total_seconds()
+        unstarted = await parts.pool.drain(grace=grace)
+        if unstarted:
+            await parts.dispatcher.hand_back(unstarted)
+        async with asyncio.timeout(_RECORD_TIMEOUT):
+            await parts.dispatcher.wait_until_idle()
+
+
+def _scheduler(store: CronJobStore, claimer: Claimer) -> AsyncIOScheduler:
+    """Make APScheduler of our parts. What it would do about late and overlapping jobs is the claim's business."""
+    return AsyncIOScheduler(
+        timezone=UTC,
+        jobstores={JOB_STORE: store},
+        executors={EXECUTOR: claimer.executor},
+        job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
+    )
+
+
+def _in_process_entries(registry: CronRegistry) -> list[str]:
+    return [str(name) for name, spec in registry.items() if spec.execution is ExecutionMode.IN_PROCESS]
+
+
+async def _signalled_or_elapsed(signal: asyncio.Event, *, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await signal.wait()
+    except TimeoutError:
+        return
+
+
+@asynccontextmanager
+async def _going(*loops: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Keep loops going for as long as the block lasts; if one of them fails, so does the block, with its error."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(loop) for loop in loops]
+            yield
+            for task in tasks:
+                task.cancel()
+    except BaseExceptionGroup as failures:
+        raise _first(failures) from failures
+
+
+def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = failures
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

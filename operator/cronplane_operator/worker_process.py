@@ -1,0 +1,303 @@
+"""The processes that run entries: one zygote, which imports every entry once, and the workers that it forks.
+
+A worker runs one task after another and knows nothing but what a task says: no database, no secret, an environment that
+the runner chose. It dies with the zygote, and the zygote with the runner.
+"""
+
+import asyncio
+import ctypes
+import gc
+import io
+import logging
+import os
+import selectors
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Awaitable
+from types import TracebackType
+from typing import NoReturn
+
+import orjson
+from pydantic import ValidationError
+
+from cronplane_core.errors import CronplaneError
+from cronplane_entries.core import AnyCronEntrySpec, CronReference, ExecutionContext, RunReference
+from cronplane_entries.invocation import (
+    PayloadInvalidError,
+    ResultInvalidError,
+    encode_result,
+    execute,
+    load_execution_payload,
+    validate_execution,
+)
+from cronplane_entries.registry import CRON_REGISTRY, CronEntrypoint, UnknownEntryError, load_entries
+from cronplane_operator.worker_protocol import (
+    MAXIMUM_MESSAGE_CHARACTERS,
+    MAXIMUM_TASK_BYTES,
+    MAXIMUM_TRACEBACK_CHARACTERS,
+    ErrorRecord,
+    Outcome,
+    SharedOutput,
+    Task,
+    decode_task,
+    encode_outcome,
+    storable,
+)
+
+_PR_SET_PDEATHSIG = 1
+_CONTROL_BYTES = 4096
+_DESCRIPTORS = 3
+
+
+class Zygote:
+    """Forks workers on request, tells when one ends, and kills one when told to."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._workers: dict[int, int] = {}
+        self._wakeup, self._wakeup_writer = socket.socketpair()
+        self._wakeup_writer.settimeout(0)
+        self._wakeup.settimeout(0)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wakeup_writer.fileno())
+
+    def serve(self) -> None:
+        """Serve until the runner hangs up."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._control, selectors.EVENT_READ)
+            selector.register(self._wakeup, selectors.EVENT_READ)
+            while True:
+                ready = {key.fileobj for key, _ in selector.select()}
+                if self._wakeup in ready:
+                    self._reap()
+                if self._control in ready and not self._obey():
+                    return
+
+    def _obey(self) -> bool:
+        message, descriptors, _, _ = socket.recv_fds(self._control, _CONTROL_BYTES, _DESCRIPTORS)
+        if not message:
+            return False
+        order = orjson.loads(message)
+        if order["order"] == "fork":
+            self._fork(order["number"], *descriptors)
+        elif (pid := self._pid(order["number"])) is not None:
+            # The whole group, since an entry may have started programs of its own.
+            os.killpg(pid, signal.SIGKILL)
+        return True
+
+    def _pid(self, number: int) -> int | None:
+        return next((pid for pid, worker in self._workers.items() if worker == number), None)
+
+    def _fork(self, number: int, tasks: int, outcomes: int, output: int) -> None:
+        zygote = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._control.close()
+            _become_worker(zygote, tasks, outcomes, output)
+        for descriptor in (tasks, outcomes, output):
+            os.close(descriptor)
+        self._workers[pid] = number
+        self._say({"event": "forked", "number": number, "pid": pid})
+
+    def _reap(self) -> None:
+        self._wakeup.recv(_CONTROL_BYTES)
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            number = self._workers.pop(pid)
+            self._say({"event": "exited", "number": number, "code": os.waitstatus_to_exitcode(status)})
+
+    def _say(self, event: dict[str, object]) -> None:
+        self._control.send(orjson.dumps(event))
+
+
+def _become_worker(zygote: int, tasks: int, outcomes: int, output: int) -> NoReturn:
+    """Turn a fork of the zygote into a worker, in a session of its own so that nothing meant for us reaches it."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setsid()
+    _die_with_parent(zygote)
+    _silence()
+    code = 1
+    try:
+        Worker(socket.socket(fileno=tasks), socket.socket(fileno=outcomes), SharedOutput(output)).serve()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _silence() -> None:
+    """Let nothing that is written past Python's own streams reach our log."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    os.close(null)
+
+
+class Worker:
+    """Runs tasks until the runner hangs up."""
+
+    def __init__(self, tasks: socket.socket, outcomes: socket.socket, output: SharedOutput) -> None:
+        self._tasks = tasks
+        self._outcomes = outcomes
+        self._output = output
+        self._loop = asyncio.new_event_loop()
+        sys.stdout = sys.stderr = OutputStream(output)
+        self._log = logging.getLogger("cronplane.entry")
+        self._log.setLevel(logging.INFO)
+        logging.basicConfig(
+            level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", force=True
+        )
+
+    def serve(self) -> None:
+        """Run one task after another."""
+        while message := self._tasks.recv(MAXIMUM_TASK_BYTES):
+            self._output.clear()
+            outcome = self._run(decode_task(message))
+            self._outcomes.sendall(encode_outcome(outcome))
+
+    def _run(self, task: Task) -> Outcome:
+        stage = "EntryUnknown"
+        try:
+            spec: AnyCronEntrySpec = CRON_REGISTRY[CronEntrypoint(task.entrypoint)]
+            stage = "PayloadInvalid"
+            payload = load_execution_payload(spec, task.payload_json)
+            context = self._context(task)
+            stage = "ValidatorFailed"
+            validate_execution(spec, payload=payload, context=context, run_until_complete=self._run_until_complete)
+            stage = "ExecutorFailed"
+            result = execute(spec, payload=payload, context=context, run_until_complete=self._run_until_complete)
+            stage = "ResultInvalid"
+            result_json = encode_result(result)
+        except BaseException as error:  # noqa: BLE001 - an entry may raise anything, SystemExit included
+            return self._failed(task, stage, error)
+        return Outcome(
+            attempt_id=task.attempt_id,
+            status="completed",
+            reason="Completed",
+            message="The entry finished.",
+            result_json=result_json,
+            output=self._output.read(),
+        )
+
+    def _context(self, task: Task) -> ExecutionContext:
+        return ExecutionContext(
+            cron=CronReference(id=task.cron_id, name=task.cron_name, organization_id=task.organization_id),
+            run=RunReference(id=task.run_id, trigger=task.trigger),
+            attempt=task.attempt,
+            scheduled_for=task.scheduled_for,
+            deadline=task.deadline,
+            log=self._log,
+        )
+
+    def _run_until_complete(self, awaitable: Awaitable[object]) -> object:
+        try:
+            return self._loop.run_until_complete(_awaited(awaitable))
+        finally:
+            if leftovers := asyncio.all_tasks(self._loop):
+                for leftover in leftovers:
+                    leftover.cancel()
+                self._loop.run_until_complete(asyncio.gather(*leftovers, return_exceptions=True))
+
+    def _failed(self, task: Task, stage: str, error: BaseException) -> Outcome:
+        return Outcome(
+            attempt_id=task.attempt_id,
+            status="error",
+            reason=stage,
+            message=_SENTENCES[stage],
+            error=_record(error),
+            output=self._output.read(),
+        )
+
+
+class OutputStream(io.TextIOBase):
+    """What an entry prints to: bounded memory, and never our own log."""
+
+    def __init__(self, output: SharedOutput) -> None:
+        self._output = output
+
+    def writable(self) -> bool:
+        """Say that it can be written to."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Keep as much as there is room for."""
+        self._output.append(text.encode("utf-8", "replace"))
+        return len(text)
+
+
+_SENTENCES = {
+    "EntryUnknown": "This version of the runner has no such entry.",
+    "PayloadInvalid": "The entry does not accept the stored payload; change the cron's payload.",
+    "ValidatorFailed": "The entry's validator refused to run.",
+    "ExecutorFailed": "The entry raised an error.",
+    "ResultInvalid": "The entry returned something that cannot be kept as its result.",
+}
+# Errors of ours say all there is to know; a traceback would only show our own code.
+_OUR_MODULES = {"__main__", "cronplane_entries.invocation", "asyncio.base_events"}
+_PLAIN_ERRORS = (PayloadInvalidError, ResultInvalidError, UnknownEntryError)
+
+
+async def _awaited(awaitable: Awaitable[object]) -> object:
+    return await awaitable
+
+
+def _record(error: BaseException) -> ErrorRecord:
+    kind = type(error)
+    frames = [] if isinstance(error, _PLAIN_ERRORS) else traceback.format_tb(_below_us(error.__traceback__))
+    return ErrorRecord(
+        type=storable(f"{kind.__module__}.{kind.__qualname__}", longest=512),
+        message=storable(_message(error), longest=MAXIMUM_MESSAGE_CHARACTERS),
+        traceback=storable("".join(frames)[-MAXIMUM_TRACEBACK_CHARACTERS:], longest=MAXIMUM_TRACEBACK_CHARACTERS),
+    )
+
+
+def _below_us(trace: TracebackType | None) -> TracebackType | None:
+    """Leave out the frames by which we got to the entry; an author looks for their own."""
+    while trace is not None and trace.tb_frame.f_globals.get("__name__") in _OUR_MODULES:
+        trace = trace.tb_next
+    return trace
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, ValidationError):
+        # Its text would repeat the values, which may be the payload's.
+        return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+    return str(error)
+
+
+def _die_with_parent(parent: int) -> None:
+    """Be killed when the process that made us dies (prctl(2)); it may have died before we asked."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _serve_zygote(control: socket.socket, runner: int) -> None:
+    _die_with_parent(runner)
+    try:
+        load_entries()
+    except CronplaneError as error:
+        control.send(orjson.dumps({"event": "failed", "message": str(error)[: _CONTROL_BYTES // 2]}))
+        return
+    # What is frozen is not touched by the collector, so that workers share its memory.
+    gc.collect()
+    gc.freeze()
+    zygote = Zygote(control)
+    control.send(orjson.dumps({"event": "ready"}))
+    zygote.serve()
+
+
+def main(arguments: list[str]) -> None:
+    """Serve as the zygote: the first argument is the control socket's descriptor, the second the runner's pid."""
+    _serve_zygote(socket.socket(fileno=int(arguments[0])), int(arguments[1]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

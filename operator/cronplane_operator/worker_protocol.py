@@ -1,0 +1,203 @@
+"""What the runner and its workers say to each other: tasks one way, outcomes the other, as JSON in bounded messages.
+
+A worker runs other people's code, so nothing that it says is unpickled, and it is checked before it is believed.
+"""
+
+import mmap
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+import orjson
+
+from cronplane_operator.errors import RunnerError
+
+MAXIMUM_OUTPUT_BYTES = 64 * 1024
+MAXIMUM_MESSAGE_CHARACTERS = 4 * 1024
+MAXIMUM_TRACEBACK_CHARACTERS = 16 * 1024
+# A result and an output at their bounds, with every character escaped.
+MAXIMUM_FRAME_BYTES = 1024 * 1024
+# A task is one packet of a Unix socket, and a default kernel takes no packet larger than this.
+MAXIMUM_TASK_BYTES = 200 * 1024
+_LENGTH_BYTES = 4
+_TRUNCATED = "\n… (the rest of the output is cut off)\n"
+
+
+class WorkerProtocolError(RunnerError):
+    """A worker said something that is no outcome; it is not to be trusted any further."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """An attempt to run. Instants are aware and in UTC; `timeout` is in seconds of the database's time."""
+
+    attempt_id: UUID
+    entrypoint: str
+    payload_json: str
+    cron_id: UUID
+    cron_name: str
+    organization_id: UUID
+    run_id: UUID
+    trigger: str
+    attempt: int
+    scheduled_for: datetime
+    deadline: datetime
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorRecord:
+    """What an entry raised: the qualified name of its class, its message, and where; never a payload."""
+
+    type: str
+    message: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How an attempt ended: `status` is completed, error, timed_out or lost; `result_json` is JSON text."""
+
+    attempt_id: UUID
+    status: str
+    reason: str
+    message: str
+    result_json: str | None = None
+    error: ErrorRecord | None = None
+    output: str = ""
+
+
+def encode_task(task: Task) -> bytes:
+    """Write a task as one message."""
+    return orjson.dumps(task)
+
+
+def decode_task(message: bytes) -> Task:
+    """Read a task; it comes from the runner, and is believed."""
+    fields = orjson.loads(message)
+    return Task(
+        **{
+            **fields,
+            "attempt_id": UUID(fields["attempt_id"]),
+            "cron_id": UUID(fields["cron_id"]),
+            "organization_id": UUID(fields["organization_id"]),
+            "run_id": UUID(fields["run_id"]),
+            "scheduled_for": datetime.fromisoformat(fields["scheduled_for"]),
+            "deadline": datetime.fromisoformat(fields["deadline"]),
+        }
+    )
+
+
+def encode_outcome(outcome: Outcome) -> bytes:
+    """Write an outcome as one frame: its length in four bytes, then JSON."""
+    body = orjson.dumps(outcome)
+    return len(body).to_bytes(_LENGTH_BYTES, "big") + body
+
+
+class OutcomeReader:
+    """Puts frames together from whatever pieces arrive."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Outcome]:
+        """Take in what arrived and give the outcomes that are whole.
+
+        Raises:
+            WorkerProtocolError: this is not what a worker of ours sends.
+
+        """
+        self._buffer += data
+        outcomes, start = [], 0
+        while len(self._buffer) - start >= _LENGTH_BYTES:
+            length = int.from_bytes(self._buffer[start : start + _LENGTH_BYTES], "big")
+            if length > MAXIMUM_FRAME_BYTES:
+                raise WorkerProtocolError(f"a frame of {length} bytes is too long")
+            end = start + _LENGTH_BYTES + length
+            if len(self._buffer) < end:
+                break
+            outcomes.append(_decode_outcome(bytes(self._buffer[start + _LENGTH_BYTES : end])))
+            start = end
+        del self._buffer[:start]
+        return outcomes
+
+
+def _decode_outcome(body: bytes) -> Outcome:
+    try:
+        fields = orjson.loads(body)
+        error = fields["error"]
+        outcome = Outcome(
+            attempt_id=UUID(fields["attempt_id"]),
+            status=_text(fields["status"], 16),
+            reason=_text(fields["reason"], 64),
+            message=_text(fields["message"], MAXIMUM_MESSAGE_CHARACTERS),
+            result_json=None if fields["result_json"] is None else _text(fields["result_json"], MAXIMUM_FRAME_BYTES),
+            error=None if error is None else _error(error),
+            output=_text(fields["output"], MAXIMUM_OUTPUT_BYTES + len(_TRUNCATED)),
+        )
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WorkerProtocolError("a message is no outcome") from error
+    if outcome.status not in {"completed", "error"}:
+        raise WorkerProtocolError(f"a worker cannot say that an attempt is {outcome.status}")
+    return outcome
+
+
+def _error(fields: dict[str, object]) -> ErrorRecord:
+    return ErrorRecord(
+        type=_text(fields["type"], 512),
+        message=_text(fields["message"], MAXIMUM_MESSAGE_CHARACTERS),
+        traceback=_text(fields["traceback"], MAXIMUM_TRACEBACK_CHARACTERS),
+    )
+
+
+def _text(value: object, longest: int) -> str:
+    if not isinstance(value, str) or len(value) > longest:
+        raise TypeError("not a text, or too long")
+    return value
+
+
+def storable(text: str, *, longest: int) -> str:
+    """Make a text that PostgreSQL can hold of whatever an entry wrote, at most `longest` characters."""
+    return text[:longest].replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
+class SharedOutput:
+    """Memory that a worker writes its output to, and that the runner can read even when the worker is dead.
+
+    It begins with the number of bytes written so far; what does not fit is counted and not kept.
+    """
+
+    _HEADER_BYTES = 8
+    SIZE = _HEADER_BYTES + MAXIMUM_OUTPUT_BYTES
+
+    def __init__(self, descriptor: int) -> None:
+        self._memory = mmap.mmap(descriptor, self.SIZE)
+
+    def clear(self) -> None:
+        """Forget what was written."""
+        self._memory[: self._HEADER_BYTES] = bytes(self._HEADER_BYTES)
+
+    def append(self, data: bytes) -> None:
+        """Write as much of `data` as there is room for."""
+        written = self._written()
+        room = max(MAXIMUM_OUTPUT_BYTES - written, 0)
+        kept = data[:room]
+        start = self._HEADER_BYTES + min(written, MAXIMUM_OUTPUT_BYTES)
+        self._memory[start : start + len(kept)] = kept
+        self._memory[: self._HEADER_BYTES] = (written + len(data)).to_bytes(self._HEADER_BYTES, "big")
+
+    def read(self) -> str:
+        """Give what was written, with a mark if some did not fit."""
+        written = self._written()
+        if not written:
+            return ""
+        kept = self._memory[self._HEADER_BYTES : self._HEADER_BYTES + min(written, MAXIMUM_OUTPUT_BYTES)]
+        text = kept.decode("utf-8", "ignore").replace("\0", "\ufffd")
+        return text if written <= MAXIMUM_OUTPUT_BYTES else text + _TRUNCATED
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._memory.close()
+
+    def _written(self) -> int:
+        return int.from_bytes(self._memory[: self._HEADER_BYTES], "big")
