@@ -19,7 +19,8 @@ class AccessLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, status = time.perf_counter(), 0
+        # An error that nobody turned into an answer is answered with 500 further out.
+        started, status = time.perf_counter(), 500
 
         async def watch(message: Message) -> None:
             nonlocal status

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 from fastapi import Header
 from pydantic import BaseModel
@@ -18,7 +18,7 @@ from cronplane_api.state import principal_of, state_of
 from cronplane_core import idempotency_repository
 from cronplane_core.change_notifier import Channel
 from cronplane_core.cron_repository import Cron
-from cronplane_core.database import transaction
+from cronplane_core.database import reading, transaction
 from cronplane_core.idempotency_repository import StoredResponse
 
 IdempotencyKey = Annotated[
@@ -40,6 +40,14 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+class _Identity(TypedDict):
+    """What tells one request from another: whose key it carries, and what it asks for."""
+
+    scope: str
+    key: str
+    fingerprint: bytes
+
+
 Action = Callable[[AsyncConnection], Awaitable[Answer]]
 
 
@@ -59,33 +67,49 @@ async def carry_out_once(
     """Do the same, but give the first answer again to a request that was carried out before.
 
     Raises:
-        ProblemError: 422, the key is not one to four times 64 visible ASCII characters.
+        ProblemError: 422, the key is not 1 to 255 visible ASCII characters.
         IdempotencyKeyReusedError: the key belongs to another request.
 
     """
     if idempotency_key is None:
         return await carry_out(request, action, notify=notify)
-    if not _KEY_FORM.fullmatch(idempotency_key):
-        message = "an Idempotency-Key has 1 to 255 visible ASCII characters"
-        detail = ProblemDetail(pointer="header.Idempotency-Key", message=message, type="malformed")
-        raise ProblemError(INVALID, message, errors=[detail])
-    state, scope = state_of(request), principal_of(request).scope
-    fingerprint = await _fingerprint(request)
+    state, identity = state_of(request), await _identity(request, idempotency_key)
     async with transaction(state.engine) as connection:
-        stored = await idempotency_repository.begin(
-            connection, scope=scope, key=idempotency_key, fingerprint=fingerprint
-        )
-        response = _replay(stored) if stored is not None else await _first(connection, scope, idempotency_key, action)
+        stored = await idempotency_repository.begin(connection, **identity)
+        response = _replay(stored) if stored is not None else await _first(connection, identity, action)
     if stored is None and notify is not None:
         state.notifier.notify(notify)
     return response
 
 
-async def _first(connection: AsyncConnection, scope: str, key: str, action: Action) -> Response:
+async def answered_before(request: Request, idempotency_key: str | None) -> Response | None:
+    """Give the first answer again, or None to a request that is new.
+
+    Asked before an entry's validator is called, so that no connection is held while a validator takes its time.
+
+    Raises:
+        ProblemError: 422, the key is not 1 to 255 visible ASCII characters.
+        IdempotencyKeyReusedError: the key belongs to another request.
+
+    """
+    if idempotency_key is None:
+        return None
+    identity = await _identity(request, idempotency_key)
+    async with reading(state_of(request).engine) as connection:
+        stored = await idempotency_repository.find(connection, **identity)
+    return None if stored is None else _replay(stored)
+
+
+async def _first(connection: AsyncConnection, identity: _Identity, action: Action) -> Response:
     answer = await action(connection)
     body = None if answer.body is None else json.loads(answer.body.model_dump_json())
     await idempotency_repository.complete(
-        connection, scope=scope, key=key, status=answer.status, headers=dict(answer.headers), body=body
+        connection,
+        scope=identity["scope"],
+        key=identity["key"],
+        status=answer.status,
+        headers=dict(answer.headers),
+        body=body,
     )
     return _response(answer)
 
@@ -108,9 +132,14 @@ def check_if_match(if_match: str | None, cron: Cron) -> None:
         raise ProblemError(PRECONDITION_FAILED, f"The cron is at generation {cron.generation} by now; read it again")
 
 
-async def _fingerprint(request: Request) -> bytes:
-    identity = f"{request.method} {request.url.path}?{request.url.query}\n".encode()
-    return hashlib.sha256(identity + await request.body()).digest()
+async def _identity(request: Request, idempotency_key: str) -> _Identity:
+    if not _KEY_FORM.fullmatch(idempotency_key):
+        message = "an Idempotency-Key has 1 to 255 visible ASCII characters"
+        detail = ProblemDetail(pointer="header.Idempotency-Key", message=message, type="malformed")
+        raise ProblemError(INVALID, message, errors=[detail])
+    target = f"{request.method} {request.url.path}\n".encode()
+    fingerprint = hashlib.sha256(target + await request.body()).digest()
+    return _Identity(scope=principal_of(request).scope, key=idempotency_key, fingerprint=fingerprint)
 
 
 def _response(answer: Answer) -> Response:

@@ -44,7 +44,7 @@ def create_application(
         # The pages that FastAPI offers load their scripts from elsewhere; the document itself is at /openapi.json.
         docs_url=None,
         redoc_url=None,
-        strict_content_type=True,
+        redirect_slashes=False,
     )
     application.add_middleware(AccessLog)
     problem_details.install(application)

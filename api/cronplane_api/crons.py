@@ -12,6 +12,7 @@ from cronplane_api.answers import (
     Answer,
     IdempotencyKey,
     IfMatch,
+    answered_before,
     carry_out,
     carry_out_once,
     check_if_match,
@@ -58,17 +59,14 @@ async def create_cron(
     request: Request, organization_id: UUID, body: CronCreation, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Register a cron."""
-    state, principal = state_of(request), principal_of(request)
+    if (answer := await answered_before(request, idempotency_key)) is not None:
+        return answer
+    state, principal, cron_id = state_of(request), principal_of(request), uuid4()
+    definition, _ = await state.registrar.check(
+        body.draft(), organization=principal.organization, user=principal.user, cron_id=cron_id, now=principal.now
+    )
 
     async def register(connection: AsyncConnection) -> Answer:
-        cron_id = uuid4()
-        definition, _ = await state.registrar.check(
-            body.draft(),
-            organization=principal.organization,
-            user=principal.user,
-            cron_id=cron_id,
-            now=principal.now,
-        )
         cron = await state.registrar.register(
             connection,
             cron_id=cron_id,
@@ -128,17 +126,15 @@ async def preview_cron(
     request: Request, organization_id: UUID, body: CronCreation, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Show what a registration would make, and when it would fire; writes no cron."""
-    state, principal = state_of(request), principal_of(request)
     del organization_id
+    if (answer := await answered_before(request, idempotency_key)) is not None:
+        return answer
+    state, principal = state_of(request), principal_of(request)
+    definition, schedule = await state.registrar.check(
+        body.draft(), organization=principal.organization, user=principal.user, cron_id=uuid4(), now=principal.now
+    )
 
     async def preview(_: AsyncConnection) -> Answer:
-        definition, schedule = await state.registrar.check(
-            body.draft(),
-            organization=principal.organization,
-            user=principal.user,
-            cron_id=uuid4(),
-            now=principal.now,
-        )
         zone = time_zone(definition.tz)
         fires = next_fires(schedule, now=principal.now, count=_PREVIEWED_FIRES)
         shown = CronPreview(

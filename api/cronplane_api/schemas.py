@@ -5,7 +5,16 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    field_validator,
+)
 
 from cronplane_core.api_key_repository import ApiKey
 from cronplane_core.cron_repository import Cron
@@ -13,7 +22,7 @@ from cronplane_core.run_repository import Attempt, Run
 from cronplane_core.schedule import Schedule, describe
 from cronplane_core.tables import Catchup, CronSource, OrganizationState, Overlap, Role, RunStatus, TriggerKind
 from cronplane_entries.core import AnyCronEntrySpec, ExecutionMode
-from cronplane_entries.registration import CronChanges, CronDraft, PolicyDraft
+from cronplane_entries.registration import CronChanges, CronDraft, PolicyDraft, name_errors
 
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d(:\d\d(\.\d{1,6})?)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 # Whole seconds; anything beyond would not even be a duration to PostgreSQL or Python.
@@ -26,6 +35,19 @@ def _instant(value: object) -> object:
     return value
 
 
+def _not_null(value: object) -> object:
+    if value is None:
+        raise ValueError("null is no value here; leave the field out to keep what is there")
+    return value
+
+
+def _plain_name(name: str) -> str:
+    for error in name_errors(name):
+        raise ValueError(error.message)
+    return name
+
+
+Name = Annotated[str, AfterValidator(_plain_name), Field(max_length=1000)]
 Instant = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_instant)]
 
 
@@ -115,10 +137,19 @@ class CronCreation(Policies):
         )
 
 
+def _describe_patch(schema: dict[str, Any]) -> None:
+    """Leave null out of a schema whose fields may be absent but not null."""
+    for field in schema["properties"].values():
+        field.pop("default", None)
+        alternatives = [kind for kind in field.pop("anyOf", []) if kind != {"type": "null"}]
+        field.update(alternatives[0] if alternatives else {})
+    schema["examples"] = [{"cron_expr": "*/15 * * * *", "tz": "Europe/Paris"}]
+
+
 class CronPatch(Policies):
     """What to change of a cron; what is left out stays. `payload` is the whole user payload."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"cron_expr": "*/15 * * * *", "tz": "Europe/Paris"}]})
+    model_config = ConfigDict(json_schema_extra=_describe_patch)
 
     name: str | None = Field(default=None, max_length=1000)
     cron_expr: str | None = Field(default=None, max_length=10_000)
@@ -126,6 +157,8 @@ class CronPatch(Policies):
     entrypoint: str | None = Field(default=None, max_length=1000, description="needs a payload with it")
     payload: dict[str, JsonValue] | None = Field(default=None, description="the whole user payload")
     enabled: bool | None = None
+
+    _no_null = field_validator("*", mode="before")(_not_null)
 
     def changes(self) -> CronChanges:
         """Give the changes as the registration reads them."""
@@ -147,17 +180,19 @@ class RunTrigger(Strict):
 
     payload: dict[str, JsonValue] | None = Field(default=None, description="in place of the cron's, for this run only")
 
+    _no_null = field_validator("*", mode="before")(_not_null)
+
 
 class OrganizationCreation(Strict):
     """An organization to make."""
 
-    name: str = Field(min_length=1, max_length=200, pattern=r"^\S(.*\S)?$", examples=["acme"])
+    name: Name = Field(examples=["acme"])
 
 
 class KeyCreation(Strict):
     """A key to make."""
 
-    name: str = Field(min_length=1, max_length=200, pattern=r"^\S(.*\S)?$", examples=["deploy pipeline"])
+    name: Name = Field(examples=["deploy pipeline"])
     role: Annotated[Role, Field(strict=False)]
 
 

@@ -6,6 +6,7 @@ another service would then see something else than we did.
 
 import json
 import math
+from collections.abc import Iterable
 from typing import NoReturn
 
 from pydantic import JsonValue
@@ -15,6 +16,7 @@ from cronplane_entries.invocation import unstorable
 
 DEEPEST_NESTING = 64
 MOST_DIGITS = 400
+_Container = dict[str, JsonValue] | list[JsonValue]
 
 
 def parse(body: bytes) -> JsonValue:
@@ -75,18 +77,20 @@ def _int(text: str) -> int:
 
 
 def _check_depth(value: JsonValue) -> None:
-    level: list[JsonValue] = [value]
-    for _ in range(DEEPEST_NESTING + 1):
-        level = [child for item in level for child in _children(item)]
-        if not level:
-            return
-    _too_deep()
+    containers, depth = _containers([value]), 0
+    while containers:
+        depth += 1
+        if depth > DEEPEST_NESTING:
+            _too_deep()
+        containers = [inner for outer in containers for inner in _containers(_members(outer))]
 
 
-def _children(value: JsonValue) -> list[JsonValue]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else []
+def _containers(values: Iterable[JsonValue]) -> list[_Container]:
+    return [value for value in values if isinstance(value, dict | list)]
+
+
+def _members(container: _Container) -> Iterable[JsonValue]:
+    return container.values() if isinstance(container, dict) else container
 
 
 def _check_storable(value: JsonValue) -> None:

@@ -9,6 +9,7 @@ import enum
 
 import structlog
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cronplane_core.database import DatabaseUnavailableError, transaction
@@ -52,5 +53,6 @@ class ChangeNotifier:
             async with transaction(self._engine) as connection:
                 for channel in changed:
                     await connection.execute(_NOTIFY, {"channel": channel.value})
-        except DatabaseUnavailableError as error:
+        except (DatabaseUnavailableError, DBAPIError) as error:
+            # PostgreSQL also refuses when its queue of notifications is full.
             self._log.debug("hint lost", error=str(error))

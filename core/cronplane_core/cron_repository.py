@@ -5,17 +5,18 @@ locks its row first: a claim holds the same row, and `effective_from` is read on
 belongs either to the version before or to the one after.
 """
 
+import json
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, bindparam, cast, insert, select, tuple_, update
+from sqlalchemy import Row, Update, bindparam, cast, insert, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import Text
 
-from cronplane_core.database import DatabaseError
+from cronplane_core.database import DatabaseError, violated_constraint
 from cronplane_core.tables import NOW, Catchup, CronSource, Overlap, cron_job_versions, cron_jobs
 
 
@@ -198,7 +199,7 @@ async def update_cron(connection: AsyncConnection, *, cron: Cron, definition: De
 
     """
     before, after = _values(cron.definition), _values(definition)
-    changed = {name: value for name, value in after.items() if value != before[name]}
+    changed = {name: value for name, value in after.items() if _differs(value, before[name])}
     if not changed:
         return cron
     assignments: dict[str, Any] = {**changed, "generation": cron.generation + 1}
@@ -206,7 +207,7 @@ async def update_cron(connection: AsyncConnection, *, cron: Cron, definition: De
     comes_into_force = not changed.keys().isdisjoint(_VERSIONED)
     if comes_into_force:
         assignments["effective_from"] = NOW
-    statement = update(cron_jobs).where(cron_jobs.c.id == cron.id).values(assignments).returning(*_COLUMNS)
+    statement = _update(cron).values(assignments).returning(*_COLUMNS)
     try:
         updated = _cron((await connection.execute(statement)).one())
     except IntegrityError as error:
@@ -219,8 +220,7 @@ async def update_cron(connection: AsyncConnection, *, cron: Cron, definition: De
 async def delete_cron(connection: AsyncConnection, *, cron: Cron, deleted_by: str) -> None:
     """Delete a locked cron: it is absent from now on, its name is free, and its runs are kept."""
     statement = (
-        update(cron_jobs)
-        .where(cron_jobs.c.id == cron.id)
+        _update(cron)
         .values(
             generation=cron.generation + 1,
             effective_from=NOW,
@@ -233,6 +233,17 @@ async def delete_cron(connection: AsyncConnection, *, cron: Cron, deleted_by: st
     )
     deleted = _cron((await connection.execute(statement)).one())
     await _add_version(connection, deleted, enabled=False)
+
+
+def _update(cron: Cron) -> Update:
+    return update(cron_jobs).where(cron_jobs.c.organization_id == cron.organization_id, cron_jobs.c.id == cron.id)
+
+
+def _differs(value: object, before: object) -> bool:
+    """Compare as JSON where it is JSON: to Python `true` equals 1, and to the entry it does not."""
+    if isinstance(value, dict):
+        return json.dumps(value, sort_keys=True) != json.dumps(before, sort_keys=True)
+    return value != before
 
 
 async def _add_version(connection: AsyncConnection, cron: Cron, *, enabled: bool) -> None:
@@ -251,8 +262,7 @@ async def _add_version(connection: AsyncConnection, cron: Cron, *, enabled: bool
 
 
 def _name_taken(error: IntegrityError, name: str) -> Exception:
-    diagnostics = getattr(error.orig, "diag", None)
-    if diagnostics is not None and diagnostics.constraint_name == "cron_jobs_name_key":
+    if violated_constraint(error) == "cron_jobs_name_key":
         return CronNameTakenError(f"A cron named {name!r} exists already in this organization")
     return error
 

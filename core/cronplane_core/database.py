@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -80,6 +80,12 @@ def is_unavailable(error: BaseException) -> bool:
     if sqlstate is None:
         return error.connection_invalidated or type(error.orig).__name__ in {"OperationalError", "ConnectionTimeout"}
     return sqlstate[:2] in {"08", "53", "57"} or sqlstate == "25006"
+
+
+def violated_constraint(error: IntegrityError) -> str | None:
+    """Name the constraint or unique index that refused a row, or None if the server does not say."""
+    diagnostics = getattr(error.orig, "diag", None)
+    return None if diagnostics is None else diagnostics.constraint_name
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ either may hold a payload or a secret (PostgreSQL repeats a row, pydantic an inp
 """
 
 import logging
+import sys
 import traceback
 from collections.abc import Iterator
 from types import TracebackType
@@ -46,7 +47,11 @@ def _rendering(log_format: LogFormat) -> list[structlog.typing.Processor]:
     remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     render_exception = structlog.processors.ExceptionRenderer(_traceback_text)
     if log_format is LogFormat.CONSOLE:
-        return [remove_meta, render_exception, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=24)]
+        return [
+            remove_meta,
+            render_exception,
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=24),
+        ]
     return [remove_meta, render_exception, structlog.processors.JSONRenderer()]
 
 

@@ -9,7 +9,7 @@ from sqlalchemy import Row, insert, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cronplane_core.database import DatabaseError
+from cronplane_core.database import DatabaseError, violated_constraint
 from cronplane_core.tables import OrganizationState, organizations
 
 
@@ -37,6 +37,8 @@ async def create_organization(connection: AsyncConnection, *, name: str) -> Orga
     try:
         result = await connection.execute(insert(organizations).values(name=name).returning(organizations))
     except IntegrityError as error:
+        if violated_constraint(error) != "organizations_name_key":
+            raise
         raise OrganizationNameTakenError(f"An organization named {name!r} exists already") from error
     return _organization(result.one())
 

@@ -5,6 +5,7 @@ is refused too, in words: a policy that silently did nothing would be worse. Not
 """
 
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -26,14 +27,17 @@ from cronplane_entries.core import (
     Services,
     User,
 )
-from cronplane_entries.invocation import FieldError, PayloadInvalidError, Registration, register
+from cronplane_entries.invocation import FieldError, PayloadInvalidError, Registration, register, unstorable
 from cronplane_entries.registry import CronEntrypoint, CronRegistry, UnknownEntryError
 
 MAXIMUM_NAME_LENGTH = 200
 LONGEST_TIMEOUT = timedelta(days=7)
 LONGEST_CATCHUP_WINDOW = timedelta(days=30)
+LONGEST_BACKOFF = timedelta(days=1)
 MOST_ATTEMPTS = 100
+MOST_RUNS = 10**9
 LATEST_YEAR = 9998
+_MINUTE = timedelta(minutes=1)
 
 
 class RegistrationError(EntryError):
@@ -89,7 +93,10 @@ class CronChanges:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registrar:
-    """Checks and registers for one installation: its entries, and the shortest time allowed between two fires."""
+    """Checks and registers for one installation: its entries, and the shortest time allowed between two fires.
+
+    A name is kept in Unicode's form NFC, so that two that look alike by their accents are one.
+    """
 
     registry: CronRegistry
     minimum_interval: timedelta
@@ -103,7 +110,8 @@ class Registrar:
             RegistrationError: the draft is refused; every reason that could be found is given.
 
         """
-        errors = [*_name_errors(draft.name), *_policy_errors(draft.policy)]
+        name = unicodedata.normalize("NFC", draft.name)
+        errors = [*name_errors(name), *_policy_errors(draft.policy)]
         schedule = self._schedule(draft.cron_expr, draft.tz, now=now, errors=errors)
         spec = self._spec(draft.entrypoint, errors=errors)
         registration = None
@@ -113,7 +121,7 @@ class Registrar:
         if errors or schedule is None or spec is None or registration is None:
             raise RegistrationError(errors)
         definition = Definition(
-            name=draft.name,
+            name=name,
             cron_expr=schedule.expression,
             tz=schedule.time_zone,
             entrypoint=draft.entrypoint,
@@ -166,8 +174,10 @@ class Registrar:
 
         """
         before = cron.definition
-        errors = [*_name_errors(changes.name or before.name), *_policy_errors(changes.policy)]
-        expression, zone = changes.cron_expr or before.cron_expr, changes.tz or before.tz
+        name = before.name if changes.name is None else unicodedata.normalize("NFC", changes.name)
+        errors = [*(name_errors(name) if name != before.name else ()), *_policy_errors(changes.policy)]
+        expression = before.cron_expr if changes.cron_expr is None else changes.cron_expr
+        zone = before.tz if changes.tz is None else changes.tz
         if changes.cron_expr is not None or changes.tz is not None:
             schedule = self._schedule(expression, zone, now=now, errors=errors)
             expression = expression if schedule is None else schedule.expression
@@ -176,10 +186,10 @@ class Registrar:
             raise RegistrationError(errors)
         definition = replace(
             before,
-            name=before.name if changes.name is None else changes.name,
+            name=name,
             cron_expr=expression,
             tz=zone,
-            entrypoint=changes.entrypoint or before.entrypoint,
+            entrypoint=before.entrypoint if changes.entrypoint is None else changes.entrypoint,
             policy=_policy(changes.policy, before.policy),
             enabled=before.enabled if changes.enabled is None else changes.enabled,
         )
@@ -213,7 +223,7 @@ class Registrar:
     async def _changed_payload(
         self, cron: Cron, changes: CronChanges, organization: Organization, user: User, *, errors: list[FieldError]
     ) -> Registration | None:
-        entrypoint = changes.entrypoint or cron.definition.entrypoint
+        entrypoint = cron.definition.entrypoint if changes.entrypoint is None else changes.entrypoint
         if changes.payload is None:
             if entrypoint != cron.definition.entrypoint:
                 message = "another entrypoint needs a payload of its own; send the whole payload"
@@ -229,11 +239,16 @@ class Registrar:
             schedule = Schedule.parse(expression, zone)
         except UnknownTimeZoneError as error:
             errors.append(FieldError(path=("tz",), message=str(error), type="unknown_time_zone"))
-            return None
+            return self._schedule(expression, "UTC", now=now, errors=errors)
         except ScheduleError as error:
             errors.append(FieldError(path=("cron_expr",), message=str(error), type="invalid_expression"))
             return None
-        shortest = schedule.shortest_interval(from_=now)
+        if schedule.next_after(now) is None:
+            message = "it would never fire: the clocks of its zone skip every date and time that it names"
+            errors.append(FieldError(path=("cron_expr",), message=message, type="never_fires"))
+            return None
+        # Fires fall on whole minutes, so with a minimum of one there is nothing to search 400 days for.
+        shortest = schedule.shortest_interval(from_=now) if self.minimum_interval > _MINUTE else _MINUTE
         if shortest < self.minimum_interval:
             message = (
                 f"two fires would be {_seconds(shortest)} apart; at least {_seconds(self.minimum_interval)} is asked"
@@ -257,6 +272,9 @@ async def _payload(
     *,
     errors: list[FieldError],
 ) -> Registration | None:
+    if found := list(unstorable(dict(payload))):
+        errors.extend(replace(error, path=("payload", *error.path)) for error in found)
+        return None
     try:
         return await register(spec, payload=payload, context=context)
     except PayloadInvalidError as error:
@@ -277,73 +295,105 @@ def _policy(draft: PolicyDraft, default: Policy) -> Policy:
     return replace(default, **asked)
 
 
-def _name_errors(name: str) -> Iterable[FieldError]:
-    if not name.strip():
+# Marks that have a place inside an emoji and show nothing by themselves.
+_JOINERS = "\u200d\ufe0f"
+# The flags of England, Scotland and Wales: a black flag, tag characters, and a tag that ends them (UTS #51, ED-14a).
+_TAGGED_FLAG = re.compile("\U0001f3f4[\U000e0030-\U000e0039\U000e0061-\U000e007a]+\U000e007f")
+# Control, format (which holds the bidi controls), surrogate, private use, line and paragraph separator. Not those
+# without a category: a newer Unicode than Python's may have made them emoji.
+_REFUSED_CATEGORIES = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
+
+
+def name_errors(name: str) -> Iterable[FieldError]:
+    """Say what is wrong with a name that people will read in lists: blank, over-long, or not what it looks like."""
+    if all(character.isspace() or character in _JOINERS for character in name):
         yield FieldError(path=("name",), message="the name is blank", type="blank")
     if len(name) > MAXIMUM_NAME_LENGTH:
         message = f"the name has more than {MAXIMUM_NAME_LENGTH} characters"
         yield FieldError(path=("name",), message=message, type="too_long")
-    if any(_is_unprintable(character) for character in name):
+    if any(_is_refused(character) for character in _TAGGED_FLAG.sub("", name)):
         message = "the name has control characters, or ones that turn the direction of text"
         yield FieldError(path=("name",), message=message, type="control_character")
 
 
-# Emoji are joined and styled by these; everything else in the categories Cc, Cf, Cs, Co and Cn is refused.
-_JOINERS = {"\u200d", "\ufe0f"}
-
-
-def _is_unprintable(character: str) -> bool:
-    return unicodedata.category(character).startswith("C") and character not in _JOINERS
+def _is_refused(character: str) -> bool:
+    return unicodedata.category(character) in _REFUSED_CATEGORIES and character not in _JOINERS
 
 
 def _policy_errors(draft: PolicyDraft) -> Iterable[FieldError]:
-    yield from _duration_errors("timeout", draft.timeout, longest=LONGEST_TIMEOUT)
-    yield from _duration_errors("catchup_window", draft.catchup_window, longest=LONGEST_CATCHUP_WINDOW)
+    yield from _duration_errors(("timeout",), draft.timeout, longest=LONGEST_TIMEOUT)
+    yield from _duration_errors(("catchup_window",), draft.catchup_window, longest=LONGEST_CATCHUP_WINDOW)
     yield from _bounds_errors(draft)
-    if draft.max_attempts is not None and not 1 <= draft.max_attempts <= MOST_ATTEMPTS:
-        message = f"the number of attempts is from 1 to {MOST_ATTEMPTS}"
-        yield FieldError(path=("max_attempts",), message=message, type="out_of_range")
-    elif draft.max_attempts not in {None, 1}:
-        yield _not_served("max_attempts", "only 1 attempt")
+    yield from _number_errors("max_attempts", draft.max_attempts, most=MOST_ATTEMPTS, served=1)
+    yield from _number_errors("max_runs", draft.max_runs, most=MOST_RUNS, served=None)
+    yield from _backoff_errors(draft)
     if draft.overlap not in {None, Overlap.SKIP}:
-        yield _not_served("overlap", "only skip")
+        yield _not_served(("overlap",), "only skip")
     if draft.catchup not in {None, Catchup.LATEST}:
-        yield _not_served("catchup", "only latest")
+        yield _not_served(("catchup",), "only latest")
     if draft.jitter is not None:
         yield from _jitter_errors(draft.jitter)
-    for name in ("backoff_initial", "backoff_maximum", "max_runs"):
-        if getattr(draft, name) is not None:
-            yield _not_served(name, "only the default")
+
+
+def _number_errors(name: str, number: int | None, *, most: int, served: int | None) -> Iterable[FieldError]:
+    if number is None or number == served:
+        return
+    if 1 <= number <= most:
+        yield _not_served((name,), "no limit" if served is None else f"only {served}")
+    else:
+        yield FieldError(path=(name,), message=f"{name} is from 1 to {most}", type="out_of_range")
+
+
+def _backoff_errors(draft: PolicyDraft) -> Iterable[FieldError]:
+    default = Policy(timeout=LONGEST_TIMEOUT)
+    for name in ("initial", "maximum"):
+        path, asked, served = ("backoff", name), getattr(draft, f"backoff_{name}"), getattr(default, f"backoff_{name}")
+        wrong = list(_duration_errors(path, asked, longest=LONGEST_BACKOFF))
+        yield from wrong
+        if not wrong and asked not in {None, served}:
+            yield _not_served(path, f"only {_seconds(served)}")
+    if draft.backoff_initial and draft.backoff_maximum and draft.backoff_initial > draft.backoff_maximum:
+        message = "the longest wait is shorter than the first one"
+        yield FieldError(path=("backoff", "maximum"), message=message, type="out_of_range")
 
 
 def _jitter_errors(jitter: timedelta) -> Iterable[FieldError]:
     if jitter < timedelta(0):
         yield FieldError(path=("jitter",), message="a jitter is not negative", type="out_of_range")
     elif jitter:
-        yield _not_served("jitter", "only 0")
+        yield _not_served(("jitter",), "only 0")
 
 
-def _duration_errors(name: str, duration: timedelta | None, *, longest: timedelta) -> Iterable[FieldError]:
+def _duration_errors(path: tuple[str, ...], duration: timedelta | None, *, longest: timedelta) -> Iterable[FieldError]:
     if duration is not None and not timedelta(seconds=1) <= duration <= longest:
-        message = f"{name} is from 1 s to {_seconds(longest)}"
-        yield FieldError(path=(name,), message=message, type="out_of_range")
+        message = f"{'.'.join(path)} is from 1 s to {_seconds(longest)}"
+        yield FieldError(path=path, message=message, type="out_of_range")
 
 
 def _bounds_errors(draft: PolicyDraft) -> Iterable[FieldError]:
+    wrong = [*_instant_errors("starts_at", draft.starts_at), *_instant_errors("ends_at", draft.ends_at)]
+    yield from wrong
+    if wrong:
+        return
     for name in ("starts_at", "ends_at"):
-        instant: datetime | None = getattr(draft, name)
-        if instant is None:
-            continue
-        if instant.year > LATEST_YEAR:
-            yield FieldError(path=(name,), message="this is too far in the future", type="out_of_range")
-        else:
-            yield _not_served(name, "no bounds")
+        if getattr(draft, name) is not None:
+            yield _not_served((name,), "no bounds")
     if draft.starts_at is not None and draft.ends_at is not None and draft.starts_at >= draft.ends_at:
         yield FieldError(path=("ends_at",), message="the end is not after the start", type="out_of_range")
 
 
-def _not_served(name: str, served: str) -> FieldError:
-    return FieldError(path=(name,), message=f"this value is not served yet; {served} is", type="not_served")
+def _instant_errors(name: str, instant: datetime | None) -> Iterable[FieldError]:
+    if instant is None:
+        return
+    if instant.utcoffset() is None:
+        message = "an instant needs its offset, such as 2026-01-31T09:00:00Z"
+        yield FieldError(path=(name,), message=message, type="naive_instant")
+    elif instant.year > LATEST_YEAR:
+        yield FieldError(path=(name,), message="this is too far in the future", type="out_of_range")
+
+
+def _not_served(path: tuple[str, ...], served: str) -> FieldError:
+    return FieldError(path=path, message=f"this value is not served yet; {served} is", type="not_served")
 
 
 def _seconds(duration: timedelta) -> str:

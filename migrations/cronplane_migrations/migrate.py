@@ -66,9 +66,9 @@ def migrate(url: URL, *, entries: Iterable[str], service_role: str) -> Migration
 
 
 def _migrate(connection: Connection, *, entries: Iterable[str], service_role: str) -> Migration:
+    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
     # A table that is in use makes the migration fail after this, rather than block everybody behind it.
     connection.execute(text("SET LOCAL lock_timeout = '10s'"))
-    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
     connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
     before = current_revision(connection)
     command.upgrade(alembic_config(connection), "head")
