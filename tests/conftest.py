@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import URL
+from sqlalchemy import URL, event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cronplane_core.cron_repository import Cron, Definition, Policy, insert_cron
@@ -131,6 +131,24 @@ async def engine(database: Database) -> AsyncIterator[AsyncEngine]:
 async def organization(engine: AsyncEngine) -> Organization:
     async with transaction(engine) as connection:
         return await create_organization(connection, name="acme")
+
+
+@pytest.fixture
+async def other_organization(engine: AsyncEngine) -> Organization:
+    async with transaction(engine) as connection:
+        return await create_organization(connection, name="the competition")
+
+
+@pytest.fixture
+def statements(engine: AsyncEngine) -> list[tuple[str, Any]]:
+    """Every statement that `engine` sends, with its parameters, as the driver gets them."""
+    sent: list[tuple[str, Any]] = []
+
+    def note(_: object, __: object, statement: str, parameters: object, *___: object) -> None:
+        sent.append((statement, parameters))
+
+    event.listen(engine.sync_engine, "before_cursor_execute", note)
+    return sent
 
 
 AddCron = Callable[..., Awaitable[Cron]]

@@ -1,9 +1,15 @@
-"""One log line per request: method, route, status and duration. No query, body, key or path value is in it."""
+"""One log line per request: method, route, status and duration. No query, body, key or path value is in it.
+
+What nobody turned into an answer ends here too: it is logged with its traceback, once, and the client is told nothing
+of it but that the error is ours.
+"""
 
 import time
 
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cronplane_api import problem_details
 
 _log = structlog.get_logger("cronplane.api.access")
 
@@ -19,8 +25,7 @@ class AccessLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        # An error that nobody turned into an answer is answered with 500 further out.
-        started, status = time.perf_counter(), 500
+        started, status = time.perf_counter(), 0
 
         async def watch(message: Message) -> None:
             nonlocal status
@@ -30,7 +35,18 @@ class AccessLog:
 
         try:
             await self._app(scope, receive, watch)
+        except Exception as error:
+            _log.error("request failed", method=scope["method"], route=_template(scope), exc_info=error)
+            if status:
+                # Half an answer is out; the server has to hang up.
+                raise
+            await problem_details.defect()(scope, receive, watch)
         finally:
             milliseconds = round((time.perf_counter() - started) * 1000, 1)
-            route = getattr(scope.get("route"), "path", "(none)")
-            _log.debug("request", method=scope["method"], route=route, status=status, milliseconds=milliseconds)
+            _log.debug(
+                "request", method=scope["method"], route=_template(scope), status=status, milliseconds=milliseconds
+            )
+
+
+def _template(scope: Scope) -> str:
+    return getattr(scope.get("route"), "path", "(none)")

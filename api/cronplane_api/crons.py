@@ -1,5 +1,6 @@
 """The routes of crons: registered, read, changed, deleted, paused, resumed and triggered."""
 
+import unicodedata
 from dataclasses import replace
 from typing import Annotated
 from uuid import UUID, uuid4
@@ -100,7 +101,7 @@ async def list_crons(
             organization_id=organization_id,
             entrypoint=entrypoint,
             enabled=enabled,
-            name=name,
+            name=None if name is None else unicodedata.normalize("NFC", name),
             after=after,
             limit=limit + 1,
         )

@@ -120,8 +120,6 @@ def _check_queries(request: Request, known: set[str]) -> None:
 
 
 async def _check_body(request: Request) -> None:
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise ProblemError(UNSUPPORTED_MEDIA_TYPE, "Send the body as it is, without a Content-Encoding")
     declared = request.headers.get("content-length", "0")
     if not declared.isdecimal():
         raise ProblemError(MALFORMED, "Content-Length is no number")
@@ -129,6 +127,8 @@ async def _check_body(request: Request) -> None:
         raise ProblemError(TOO_LARGE, f"The body has more than {state_of(request).body_limit} bytes")
     if not await request.body():
         return
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ProblemError(UNSUPPORTED_MEDIA_TYPE, "Send the body as it is, without a Content-Encoding")
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise ProblemError(UNSUPPORTED_MEDIA_TYPE, "Send JSON, with Content-Type: application/json")

@@ -1,11 +1,10 @@
 """Turns every error into a problem (RFC 9457), at the one place where errors leave the API.
 
-What went wrong inside is logged, with its traceback, and never told to a client; no input is repeated to anybody.
+What went wrong inside is never told to a client; no input is repeated to anybody.
 """
 
 from collections.abc import Iterable
 
-import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -22,7 +21,6 @@ from cronplane_core.organization_repository import OrganizationNameTakenError
 from cronplane_entries.registration import RegistrationError
 
 MEDIA_TYPE = "application/problem+json"
-_log = structlog.get_logger("cronplane.api")
 
 
 class ProblemItem(BaseModel):
@@ -82,7 +80,6 @@ def install(application: FastAPI) -> None:
     application.add_exception_handler(IdempotencyKeyReusedError, _on_reused_key)
     application.add_exception_handler(DatabaseUnavailableError, _on_unavailable)
     application.add_exception_handler(HTTPException, _on_http)
-    application.add_exception_handler(Exception, _on_defect)
 
 
 async def _on_problem(_: Request, error: Exception) -> JSONResponse:
@@ -128,8 +125,8 @@ async def _on_http(_: Request, error: Exception) -> JSONResponse:
     return response
 
 
-async def _on_defect(request: Request, error: Exception) -> JSONResponse:
-    _log.error("request failed", method=request.method, route=_template(request), exc_info=error)
+def defect() -> JSONResponse:
+    """Answer where the error is ours, whatever it is."""
     return respond(errors.INTERNAL, "The request was not carried out; try again, or tell the administrator")
 
 
@@ -143,8 +140,3 @@ def _place(location: tuple[str | int, ...]) -> str:
     """Name the place of an error: a pointer into the body, or the name of a query or path parameter."""
     source, *path = location
     return pointer(tuple(path)) if source == "body" else ".".join(map(str, (source, *path)))
-
-
-def _template(request: Request) -> str:
-    route = request.scope.get("route")
-    return getattr(route, "path", "(none)")

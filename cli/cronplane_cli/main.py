@@ -164,3 +164,7 @@ def _role(module: str, *, extra: str) -> Any:  # noqa: ANN401 - a module of an e
         if error.name is not None and error.name.startswith("cronplane"):
             raise
         raise CronplaneError(f"{error.name} is not installed; type: pip install 'cronplane[{extra}]'") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -23,6 +23,7 @@ from cronplane_api.application import create_application
 from cronplane_cli.environment import read_settings
 from cronplane_cli.errors import CommandError
 from cronplane_cli.guide import Guide, write_secret
+from cronplane_cli.runner_role import collect_garbage_rarely
 from cronplane_core.database import parse_url
 from cronplane_core.embedded_postgresql import EmbeddedPostgresql, is_reachable_by_everybody
 from cronplane_core.log import configure_logging
@@ -56,6 +57,7 @@ def serve(options: Options) -> None:
     """
     configure_logging(_log_settings())
     load_entries()
+    collect_garbage_rarely()
     asyncio.run(_serve(options))
 
 

@@ -1,6 +1,7 @@
 """The runner as a process of its own."""
 
 import asyncio
+import gc
 import signal
 
 from cronplane_cli.environment import read_settings
@@ -15,7 +16,14 @@ def serve() -> None:
     configure_logging(read_settings(LogSettings))
     settings = read_settings(RunnerSettings)
     load_entries()
+    collect_garbage_rarely()
     asyncio.run(_run_until_signalled(settings))
+
+
+def collect_garbage_rarely() -> None:
+    """Spare a runner the collector's frequent looks at its many long-lived records, which took a fifth of a burst."""
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 async def _run_until_signalled(settings: RunnerSettings) -> None:

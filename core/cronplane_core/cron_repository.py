@@ -144,7 +144,9 @@ async def insert_cron(
     try:
         return _cron((await connection.execute(_INSERT, values)).one())
     except IntegrityError as error:
-        raise _name_taken(error, definition.name) from error
+        if _is_name_taken(error):
+            raise _name_taken(definition.name) from error
+        raise
 
 
 async def get_cron(connection: AsyncConnection, *, organization_id: UUID, cron_id: UUID) -> Cron | None:
@@ -211,7 +213,9 @@ async def update_cron(connection: AsyncConnection, *, cron: Cron, definition: De
     try:
         updated = _cron((await connection.execute(statement)).one())
     except IntegrityError as error:
-        raise _name_taken(error, definition.name) from error
+        if _is_name_taken(error):
+            raise _name_taken(definition.name) from error
+        raise
     if comes_into_force:
         await _add_version(connection, updated, enabled=updated.definition.enabled)
     return updated
@@ -261,10 +265,12 @@ async def _add_version(connection: AsyncConnection, cron: Cron, *, enabled: bool
     )
 
 
-def _name_taken(error: IntegrityError, name: str) -> Exception:
-    if violated_constraint(error) == "cron_jobs_name_key":
-        return CronNameTakenError(f"A cron named {name!r} exists already in this organization")
-    return error
+def _is_name_taken(error: IntegrityError) -> bool:
+    return violated_constraint(error) == "cron_jobs_name_key"
+
+
+def _name_taken(name: str) -> CronNameTakenError:
+    return CronNameTakenError(f"A cron named {name!r} exists already in this organization")
 
 
 def _values(definition: Definition) -> dict[str, Any]:

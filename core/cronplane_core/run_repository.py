@@ -79,7 +79,7 @@ _INSERT_MANUAL = text(
     """
     WITH active AS (
         SELECT id FROM scheduler.cron_runs
-        WHERE cron_id = :cron_id AND status IN ('queued', 'running', 'waiting') LIMIT 1
+        WHERE cron_id = :cron_id AND finished_at IS NULL LIMIT 1
     ), instant AS (
         SELECT scheduler.now() AS now
     )

@@ -13,6 +13,7 @@ from uuid import UUID
 from sqlalchemy import CursorResult, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from cronplane_core import array_literals as arrays
 from cronplane_core.tables import Overlap, RunStatus, TriggerKind
 
 
@@ -108,8 +109,8 @@ _LOCK_CRONS = text(
     SELECT c.id, c.organization_id, c.generation, c.enabled AND c.deleted_at IS NULL AS enabled, c.overlap,
            c.catchup_window,
            (SELECT r.id FROM scheduler.cron_runs r
-            WHERE r.cron_id = c.id AND r.status IN ('queued', 'running', 'waiting') LIMIT 1) AS active_run_id
-    FROM scheduler.cron_jobs c WHERE c.id = ANY(:ids)
+            WHERE r.cron_id = c.id AND r.finished_at IS NULL LIMIT 1) AS active_run_id
+    FROM scheduler.cron_jobs c WHERE c.id = ANY(CAST(:ids AS uuid[]))
     FOR SHARE OF c SKIP LOCKED
     """
 )
@@ -148,12 +149,15 @@ _START = text(
             started_at = coalesce(run.started_at, :now), generation = cron.generation, epoch = :epoch
         FROM asked, scheduler.cron_jobs cron
         WHERE run.id = asked.run_id AND run.status = 'queued' AND cron.id = run.cron_id AND cron.deleted_at IS NULL
-        RETURNING run.id, asked.nonce
+        RETURNING run.id AS run_id, run.attempts AS number, asked.nonce, run.organization_id, run.cron_id,
+                  cron.name AS cron_name, CAST(cron.entrypoint AS text) AS entrypoint,
+                  CAST(coalesce(run.execution_payload, cron.execution_payload) AS text) AS payload_json,
+                  run.scheduled_for, run.trigger_kind, CAST(:now AS timestamptz) AS started_at, cron.timeout
+    ), attempt AS (
+        INSERT INTO scheduler.cron_attempts (run_id, number, nonce, epoch, location, lease_expires_at, started_at)
+        SELECT run_id, number, nonce, :epoch, :location, started_at + timeout + :margin, started_at FROM started
     )
-    INSERT INTO scheduler.cron_attempts (run_id, number, nonce, epoch, location, lease_expires_at, started_at)
-    SELECT run.id, run.attempts + 1, started.nonce, :epoch, :location, :now + cron.timeout + :margin, :now
-    FROM started JOIN scheduler.cron_runs run ON run.id = started.id
-    JOIN scheduler.cron_jobs cron ON cron.id = run.cron_id
+    SELECT * FROM started
     """
 )
 _STARTED = text(
@@ -202,21 +206,21 @@ _FINISH = text(
     UPDATE scheduler.cron_runs run
     SET status = ended.status, reason = ended.reason, message = ended.message, result = ended.result,
         error = ended.error, finished_at = :now, epoch = :epoch
-    FROM attempt ended JOIN scheduler.cron_runs known ON known.id = ended.run_id
-    JOIN scheduler.cron_jobs cron ON cron.id = known.cron_id
+    FROM attempt ended
     WHERE run.id = ended.run_id AND run.status = 'running'
-    RETURNING run.id, run.organization_id, run.cron_id, cron.name AS cron_name, run.scheduled_for, run.status,
-              run.reason, run.started_at, run.finished_at
+    RETURNING run.id
     """
 )
 # The workers of an earlier epoch died with their runner, so whatever they had open ends here.
 _END_LOST = text(
     """
     WITH attempt AS (
-        UPDATE scheduler.cron_attempts
+        UPDATE scheduler.cron_attempts attempt
         SET finished_at = :now, outcome = 'lost', reason = 'RunnerGone', message = :message
-        WHERE outcome IS NULL AND epoch < :epoch
-        RETURNING run_id
+        FROM scheduler.cron_runs run
+        WHERE run.finished_at IS NULL AND run.status = 'running' AND attempt.run_id = run.id
+          AND attempt.outcome IS NULL AND attempt.epoch < :epoch
+        RETURNING attempt.run_id
     )
     UPDATE scheduler.cron_runs run
     SET status = 'lost', reason = 'RunnerGone', message = :message, finished_at = :now, epoch = :epoch
@@ -232,7 +236,8 @@ _CANCEL_DELETED = text(
     SET status = 'cancelled', reason = 'CronDeleted', message = 'The cron was deleted before the run started.',
         finished_at = :now, epoch = :epoch
     FROM scheduler.cron_jobs cron
-    WHERE run.status = 'queued' AND cron.id = run.cron_id AND cron.deleted_at IS NOT NULL
+    WHERE run.finished_at IS NULL AND run.status = 'queued' AND cron.id = run.cron_id
+      AND cron.deleted_at IS NOT NULL
     RETURNING run.id, run.organization_id, run.cron_id, cron.name AS cron_name, run.scheduled_for, run.status,
               run.reason, run.started_at, run.finished_at
     """
@@ -240,7 +245,8 @@ _CANCEL_DELETED = text(
 _QUEUED = text(
     """
     SELECT run.id FROM scheduler.cron_runs run JOIN scheduler.cron_jobs cron ON cron.id = run.cron_id
-    WHERE run.status = 'queued' AND cron.deleted_at IS NULL AND CAST(cron.entrypoint AS text) = ANY(:entrypoints)
+    WHERE run.finished_at IS NULL AND run.status = 'queued' AND cron.deleted_at IS NULL
+      AND CAST(cron.entrypoint AS text) = ANY(:entrypoints)
     ORDER BY run.created_at LIMIT :limit
     """
 )
@@ -248,7 +254,7 @@ _QUEUED = text(
 
 async def lock_crons(connection: AsyncConnection, *, cron_ids: Sequence[UUID]) -> dict[UUID, LockedCron]:
     """Hold these crons still until the transaction ends; one that is being changed right now is left out."""
-    rows = await connection.execute(_LOCK_CRONS, {"ids": list(cron_ids)})
+    rows = await connection.execute(_LOCK_CRONS, {"ids": arrays.uuids(cron_ids)})
     return {
         row.id: LockedCron(
             id=row.id,
@@ -273,20 +279,20 @@ async def claim(
     inserted = await connection.scalars(
         _CLAIM,
         {
-            "job_ids": [advance.cron_id for advance in advances],
-            "job_generations": [advance.generation for advance in advances],
-            "claimed": [advance.claimed for advance in advances],
-            "next_run_times": [advance.next_run_time for advance in advances],
-            "ids": [run.id for run in runs],
-            "organization_ids": [run.organization_id for run in runs],
-            "cron_ids": [run.cron_id for run in runs],
-            "scheduled_for": [run.scheduled_for for run in runs],
-            "statuses": [run.status.value for run in runs],
-            "reasons": [run.reason for run in runs],
-            "messages": [run.message for run in runs],
-            "generations": [run.generation for run in runs],
-            "missed_until": [run.missed_until for run in runs],
-            "missed_counts": [run.missed_count for run in runs],
+            "job_ids": arrays.uuids(advance.cron_id for advance in advances),
+            "job_generations": arrays.integers(advance.generation for advance in advances),
+            "claimed": arrays.instants(advance.claimed for advance in advances),
+            "next_run_times": arrays.instants(advance.next_run_time for advance in advances),
+            "ids": arrays.uuids(run.id for run in runs),
+            "organization_ids": arrays.uuids(run.organization_id for run in runs),
+            "cron_ids": arrays.uuids(run.cron_id for run in runs),
+            "scheduled_for": arrays.instants(run.scheduled_for for run in runs),
+            "statuses": arrays.texts(run.status.value for run in runs),
+            "reasons": arrays.texts(run.reason for run in runs),
+            "messages": arrays.texts(run.message for run in runs),
+            "generations": arrays.integers(run.generation for run in runs),
+            "missed_until": arrays.instants(run.missed_until for run in runs),
+            "missed_counts": arrays.integers(run.missed_count for run in runs),
             "epoch": epoch,
             "now": now,
         },
@@ -305,35 +311,45 @@ async def start(
 ) -> list[StartedAttempt]:
     """Let queued runs through the start gate, each at most once, with a new attempt; others are left out.
 
-    `nonces` gives each run's id the nonce of the attempt. A caller that lost the answer asks again with the same
-    nonces, and is told the same. The attempt's lease lasts for its timeout and `margin`; `location` says where it runs.
+    `nonces` gives each run's id the nonce of the attempt. The attempt's lease lasts for its timeout and `margin`;
+    `location` says where it runs.
     """
-    asked = {"run_ids": list(nonces), "nonces": list(nonces.values())}
-    await connection.execute(_START, {**asked, "epoch": epoch, "location": location, "now": now, "margin": margin})
+    asked = {"run_ids": arrays.uuids(nonces), "nonces": arrays.uuids(nonces.values())}
+    return _started(
+        await connection.execute(_START, {**asked, "epoch": epoch, "location": location, "now": now, "margin": margin})
+    )
+
+
+async def read_started(connection: AsyncConnection, *, nonces: Mapping[UUID, UUID]) -> list[StartedAttempt]:
+    """Give the open attempts that have these nonces, to a caller that lost the answer of `start`."""
+    asked = {"run_ids": arrays.uuids(nonces), "nonces": arrays.uuids(nonces.values())}
     return _started(await connection.execute(_STARTED, asked))
 
 
 async def finish(
     connection: AsyncConnection, *, attempts: Sequence[FinishedAttempt], epoch: int, now: datetime
-) -> list[FinishedRun]:
-    """End these attempts and their runs; an attempt that is over already, or another's, changes nothing."""
-    rows = await connection.execute(
+) -> set[UUID]:
+    """End these attempts and their runs; gives the runs that ended.
+
+    An attempt that is over already, or another's, changes nothing.
+    """
+    ended = await connection.scalars(
         _FINISH,
         {
-            "run_ids": [attempt.run_id for attempt in attempts],
-            "numbers": [attempt.number for attempt in attempts],
-            "nonces": [attempt.nonce for attempt in attempts],
-            "statuses": [attempt.status.value for attempt in attempts],
-            "reasons": [attempt.reason for attempt in attempts],
-            "messages": [attempt.message for attempt in attempts],
-            "results": [attempt.result_json for attempt in attempts],
-            "errors": [attempt.error_json for attempt in attempts],
-            "outputs": [attempt.output for attempt in attempts],
+            "run_ids": arrays.uuids(attempt.run_id for attempt in attempts),
+            "numbers": arrays.integers(attempt.number for attempt in attempts),
+            "nonces": arrays.uuids(attempt.nonce for attempt in attempts),
+            "statuses": arrays.texts(attempt.status.value for attempt in attempts),
+            "reasons": arrays.texts(attempt.reason for attempt in attempts),
+            "messages": arrays.texts(attempt.message for attempt in attempts),
+            "results": arrays.texts(attempt.result_json for attempt in attempts),
+            "errors": arrays.texts(attempt.error_json for attempt in attempts),
+            "outputs": arrays.texts(attempt.output for attempt in attempts),
             "epoch": epoch,
             "now": now,
         },
     )
-    return _finished(rows)
+    return set(ended)
 
 
 async def hand_back(connection: AsyncConnection, *, nonces: Sequence[UUID], epoch: int) -> None:

@@ -318,11 +318,9 @@ cron_runs = Table(
         postgresql_where=text("trigger_kind = 'schedule'"),
     ),
     Index("cron_runs_by_cron", "cron_id", "scheduled_for", "id"),
-    Index(
-        "cron_runs_active",
-        "cron_id",
-        postgresql_where=text("status IN ('queued', 'running', 'waiting')"),
-    ),
+    # Not over `status`: an update of it could then not stay on its page (heap-only tuples), and every index would grow.
+    Index("cron_runs_active", "cron_id", postgresql_where=text("finished_at IS NULL")),
+    postgresql_with={"fillfactor": 70},
 )
 
 cron_attempts = Table(
@@ -343,7 +341,7 @@ cron_attempts = Table(
     Column("output", Text, comment="what the entry printed, bounded"),
     CheckConstraint("outcome IN ('completed', 'error', 'timed_out', 'cancelled', 'lost')", name="outcome_known"),
     CheckConstraint("(outcome IS NULL) = (finished_at IS NULL)", name="finished_has_outcome"),
-    Index("cron_attempts_open", "lease_expires_at", postgresql_where=text("outcome IS NULL")),
+    postgresql_with={"fillfactor": 70},
 )
 
 apscheduler_jobs = Table(

@@ -235,11 +235,10 @@ class Registrar:
         return await _payload(spec, changes.payload, _context(organization, user, cron.id, entrypoint), errors=errors)
 
     def _schedule(self, expression: str, zone: str, *, now: datetime, errors: list[FieldError]) -> Schedule | None:
+        wrong_zone = list(_zone_errors(zone))
+        errors.extend(wrong_zone)
         try:
-            schedule = Schedule.parse(expression, zone)
-        except UnknownTimeZoneError as error:
-            errors.append(FieldError(path=("tz",), message=str(error), type="unknown_time_zone"))
-            return self._schedule(expression, "UTC", now=now, errors=errors)
+            schedule = Schedule.parse(expression, "UTC" if wrong_zone else zone)
         except ScheduleError as error:
             errors.append(FieldError(path=("cron_expr",), message=str(error), type="invalid_expression"))
             return None
@@ -263,6 +262,13 @@ class Registrar:
             message = "there is no such entry; see GET /entrypoints"
             errors.append(FieldError(path=("entrypoint",), message=message, type="unknown_entry"))
             return None
+
+
+def _zone_errors(zone: str) -> Iterable[FieldError]:
+    try:
+        Schedule.parse("* * * * *", zone)
+    except UnknownTimeZoneError as error:
+        yield FieldError(path=("tz",), message=str(error), type="unknown_time_zone")
 
 
 async def _payload(

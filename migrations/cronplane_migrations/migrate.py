@@ -11,6 +11,7 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
+from alembic.util import CommandError
 from psycopg import sql
 from sqlalchemy import URL, Connection, create_engine, text
 from sqlalchemy.exc import DBAPIError
@@ -52,13 +53,15 @@ def migrate(url: URL, *, entries: Iterable[str], service_role: str) -> Migration
     """Upgrade to the newest revision in one transaction; two migrations at once run one after the other.
 
     Raises:
-        MigrationError: PostgreSQL refused; its message is repeated, and nothing was changed.
+        MigrationError: PostgreSQL refused, or the database is ahead of this version; nothing was changed.
 
     """
     engine = create_engine(url)
     try:
         with engine.begin() as connection:
             return _migrate(connection, entries=entries, service_role=service_role)
+    except CommandError as error:
+        raise MigrationError(f"This version cannot migrate the database ({error}); install the newer one") from error
     except DBAPIError as error:
         raise MigrationError(f"The migration was refused by PostgreSQL: {str(error.orig).strip()}") from error
     finally:

@@ -8,7 +8,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
 import orjson
@@ -19,16 +19,16 @@ from cronplane_core import lease as leases
 from cronplane_core import run_transitions
 from cronplane_core.database import DatabaseUnavailableError, transaction
 from cronplane_core.lease import Lease
-from cronplane_core.run_transitions import FinishedAttempt, StartedAttempt
+from cronplane_core.run_transitions import FinishedAttempt, FinishedRun, StartedAttempt
 from cronplane_core.tables import RunStatus
 from cronplane_operator.run_recorder import RunRecorder
 from cronplane_operator.worker_pool import WorkerPool
 from cronplane_operator.worker_protocol import Outcome, Task
 
-_START_BATCH = 500
+_START_BATCH = 1000
 _FINISH_BATCH = 1000
 _SWEEP_BATCH = 5000
-# Results that come within this many seconds of each other are written together.
+# Results that come within this many seconds of each other are written together: few, so that a lone one is not late.
 _GATHER = 0.005
 _UNAVAILABLE_PAUSE = 0.5
 # What an attempt may take beyond its timeout before others may call it lost.
@@ -111,12 +111,16 @@ class Dispatcher:
         return {self._queue.popleft(): uuid4() for _ in range(size)}
 
     async def _start(self, nonces: dict[UUID, UUID]) -> list[StartedAttempt]:
-        """Pass the gate; a lost answer is asked for again, with the same nonces, before any body is entered."""
+        """Pass the gate; after a lost answer, ask first which of them did: their bodies have not been entered."""
+        passed: list[StartedAttempt] = []
+        is_answer_lost = False
         while True:
             try:
                 async with transaction(self._engine) as connection:
                     now = await leases.check(connection, lease=self._lease)
-                    return await run_transitions.start(
+                    if is_answer_lost:
+                        passed = await run_transitions.read_started(connection, nonces=nonces)
+                    return passed + await run_transitions.start(
                         connection,
                         nonces=nonces,
                         epoch=self._lease.epoch,
@@ -125,6 +129,7 @@ class Dispatcher:
                         margin=_LEASE_MARGIN,
                     )
             except DatabaseUnavailableError as error:
+                is_answer_lost = True
                 self._recorder.database_away(doing="starting runs", error=error)
                 await asyncio.sleep(_UNAVAILABLE_PAUSE)
 
@@ -167,14 +172,16 @@ class Dispatcher:
             try:
                 async with transaction(self._engine) as connection:
                     now = await leases.check(connection, lease=self._lease)
-                    runs = await run_transitions.finish(connection, attempts=attempts, epoch=self._lease.epoch, now=now)
+                    ended = await run_transitions.finish(
+                        connection, attempts=attempts, epoch=self._lease.epoch, now=now
+                    )
             except DatabaseUnavailableError as error:
                 self._recorder.database_away(doing="recording outcomes", error=error)
                 await asyncio.sleep(_UNAVAILABLE_PAUSE)
             except DBAPIError as error:
                 return await self._finish_apart(attempts, error)
             else:
-                return self._record(attempts, runs)
+                return self._record(attempts, ended, now)
 
     async def _finish_apart(self, attempts: Sequence[FinishedAttempt], error: DBAPIError) -> None:
         """Find the one outcome that PostgreSQL does not take, so that its neighbours are written all the same."""
@@ -186,10 +193,16 @@ class Dispatcher:
         self._recorder.result_refused(run_id=str(attempts[0].run_id), error=type(error.orig).__name__)
         await self._finish([_without_values(attempts[0])])
 
-    def _record(self, attempts: Sequence[FinishedAttempt], runs: Sequence[run_transitions.FinishedRun]) -> None:
-        self._recorder.finished(runs)
-        if len(runs) < len(attempts):
-            self._recorder.superseded(attempts=len(attempts) - len(runs))
+    def _record(self, attempts: Sequence[FinishedAttempt], ended: set[UUID], now: datetime) -> None:
+        self._recorder.finished(
+            [
+                _finished_run(self._started[attempt.nonce], attempt, now)
+                for attempt in attempts
+                if attempt.run_id in ended
+            ]
+        )
+        if len(ended) < len(attempts):
+            self._recorder.superseded(attempts=len(attempts) - len(ended))
 
 
 def _task(attempt: StartedAttempt) -> Task:
@@ -220,6 +233,20 @@ def _finished(attempt: StartedAttempt, outcome: Outcome) -> FinishedAttempt:
         result_json=outcome.result_json,
         error_json=None if outcome.error is None else orjson.dumps(outcome.error).decode(),
         output=outcome.output,
+    )
+
+
+def _finished_run(started: StartedAttempt, attempt: FinishedAttempt, now: datetime) -> FinishedRun:
+    return FinishedRun(
+        id=attempt.run_id,
+        organization_id=started.organization_id,
+        cron_id=started.cron_id,
+        cron_name=started.cron_name,
+        scheduled_for=started.scheduled_for,
+        status=attempt.status,
+        reason=attempt.reason,
+        started_at=started.started_at,
+        finished_at=now,
     )
 
 

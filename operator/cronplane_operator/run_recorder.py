@@ -3,7 +3,8 @@
 No payload, result or output passes through here.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -15,7 +16,7 @@ class RunRecorder:
     """Tells people what the runner does."""
 
     def __init__(self) -> None:
-        self._log = structlog.get_logger("cronplane.runner")
+        self._log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger("cronplane.runner")
 
     def became_leader(self, *, holder: str, epoch: int) -> None:
         """Record that this process fires from now on."""
@@ -65,17 +66,23 @@ class RunRecorder:
 
     def finished(self, runs: Sequence[FinishedRun]) -> None:
         """Record runs that reached a terminal state, a line each."""
+        shows_completed = self._log.isEnabledFor(logging.INFO)
         for run in runs:
-            log = self._log.info if run.status is RunStatus.COMPLETED else self._log.warning
-            log(
-                f"run {run.status.value}",
-                cron=run.cron_name,
-                run_id=str(run.id),
-                cron_id=str(run.cron_id),
-                scheduled_for=run.scheduled_for.isoformat(),
-                reason=run.reason,
-                seconds=round((run.finished_at - run.started_at).total_seconds(), 3) if run.started_at else None,
-            )
+            if run.status is not RunStatus.COMPLETED:
+                self._finished(self._log.warning, run)
+            elif shows_completed:
+                self._finished(self._log.info, run)
+
+    def _finished(self, log: Callable[..., object], run: FinishedRun) -> None:
+        log(
+            f"run {run.status.value}",
+            cron=run.cron_name,
+            run_id=str(run.id),
+            cron_id=str(run.cron_id),
+            scheduled_for=run.scheduled_for.isoformat(),
+            reason=run.reason,
+            seconds=round((run.finished_at - run.started_at).total_seconds(), 3) if run.started_at else None,
+        )
 
     def superseded(self, *, attempts: int) -> None:
         """Record attempts whose end was not accepted, because they were over already."""

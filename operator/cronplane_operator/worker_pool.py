@@ -15,6 +15,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import orjson
 
@@ -30,8 +31,8 @@ from cronplane_operator.worker_protocol import (
 )
 
 # The look-ahead fills this much of a worker's time; a run that takes longer has nothing waiting behind it.
-_LOOK_AHEAD_SECONDS = 0.005
-_DEEPEST_LOOK_AHEAD = 64
+_LOOK_AHEAD_SECONDS = 0.02
+_DEEPEST_LOOK_AHEAD = 500
 _TYPICAL_SECONDS_AT_START = 0.005
 _SMOOTHING = 0.05
 # How often running tasks are looked at: for those that block others, that wait too long, or that are out of time.
@@ -71,6 +72,14 @@ class _Worker:
         self.output.close()
 
 
+class _Waiting(NamedTuple):
+    """A task that no worker has, the same as a message, and since when it waits (seconds of the event loop)."""
+
+    since: float
+    task: Task
+    message: bytes
+
+
 class WorkerPool:
     """Workers, and the tasks that wait for them. All of it happens in one event loop."""
 
@@ -90,7 +99,7 @@ class WorkerPool:
         self._on_outcomes = on_outcomes
         self._on_appetite = on_appetite
         self._environment = environment or {}
-        self._queue: deque[tuple[float, Task]] = deque()
+        self._queue: deque[_Waiting] = deque()
         self._workers: dict[int, _Worker] = {}
         self._numbers = 0
         self._typical = _TYPICAL_SECONDS_AT_START
@@ -136,10 +145,11 @@ class WorkerPool:
         """Take in tasks; each one's outcome is reported exactly once."""
         now = self._now()
         for task in tasks:
-            if len(encode_task(task)) > MAXIMUM_TASK_BYTES:
+            message = encode_task(task)
+            if len(message) > MAXIMUM_TASK_BYTES:
                 self._report([_refused(task)])
             else:
-                self._queue.append((now, task))
+                self._queue.append(_Waiting(now, task, message))
         self._feed()
 
     async def drain(self, *, grace: float) -> list[Task]:
@@ -150,7 +160,7 @@ class WorkerPool:
         self._is_draining = True
         for worker in self._workers.values():
             self._take_back(worker)
-        unstarted = [task for _, task in self._queue]
+        unstarted = [waiting.task for waiting in self._queue]
         self._queue.clear()
         try:
             async with asyncio.timeout(grace):
@@ -324,20 +334,20 @@ class WorkerPool:
             self._on_appetite()
 
     def _assign(self, worker: _Worker) -> None:
-        since, task = self._queue.popleft()
+        waiting = self._queue.popleft()
         try:
-            worker.tasks.send(encode_task(task), socket.MSG_DONTWAIT)
+            worker.tasks.send(waiting.message, socket.MSG_DONTWAIT)
         except BlockingIOError:
-            self._queue.appendleft((since, task))
+            self._queue.appendleft(waiting)
             return
         if not worker.assigned:
             worker.current_since = self._now()
-        worker.assigned.append(task)
+        worker.assigned.append(waiting.task)
 
     def _take_back(self, worker: _Worker) -> None:
         """Read what waits in a worker's socket in its stead; what we get it has not begun, and never will."""
-        while _received(worker.unread, MAXIMUM_TASK_BYTES):
-            self._queue.appendleft((worker.current_since, worker.assigned.pop()))
+        while message := _received(worker.unread, MAXIMUM_TASK_BYTES):
+            self._queue.appendleft(_Waiting(worker.current_since, worker.assigned.pop(), message))
 
     def _read(self, worker: _Worker) -> None:
         try:
@@ -389,7 +399,7 @@ class WorkerPool:
             self._take_back(worker)
 
     def _resize(self, now: float) -> None:
-        if self._queue and now - self._queue[0][0] > _STUCK and not self._is_draining:
+        if self._queue and now - self._queue[0].since > _STUCK and not self._is_draining:
             self._grow(min(len(self._queue), self._most - self.alive))
             self._feed()
         if self._queue or self.busy == self.alive:

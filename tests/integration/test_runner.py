@@ -188,7 +188,8 @@ async def test_a_change_by_hand_in_the_table_is_taken_up(database: Any, add_cron
     database.execute(
         """WITH changed AS (UPDATE scheduler.cron_jobs SET cron_expr = '* * * * *', generation = generation + 1,
                                    effective_from = scheduler.now() RETURNING *)
-           INSERT INTO scheduler.cron_job_versions (cron_id, generation, effective_from, cron_expr, tz, enabled, timeout)
+           INSERT INTO scheduler.cron_job_versions
+                  (cron_id, generation, effective_from, cron_expr, tz, enabled, timeout)
            SELECT id, generation, effective_from, cron_expr, tz, enabled, timeout FROM changed"""
     )
     await running.journal.until(lambda: bool(running.journal.of(cron.id)))

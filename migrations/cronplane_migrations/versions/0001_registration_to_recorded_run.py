@@ -185,7 +185,7 @@ STATEMENTS = (
             CHECK ((finished_at IS NULL) = (status IN ('queued', 'running', 'waiting'))),
         CONSTRAINT cron_runs_missed_has_range
             CHECK ((status = 'missed') = (missed_until IS NOT NULL AND missed_count IS NOT NULL))
-    )
+    ) WITH (fillfactor = 70)
     """,
     "COMMENT ON COLUMN scheduler.cron_runs.reason IS 'a stable word in CamelCase'",
     "COMMENT ON COLUMN scheduler.cron_runs.message IS 'a sentence for people'",
@@ -197,10 +197,8 @@ STATEMENTS = (
     WHERE trigger_kind = 'schedule'
     """,
     "CREATE INDEX cron_runs_by_cron ON scheduler.cron_runs (cron_id, scheduled_for, id)",
-    """
-    CREATE INDEX cron_runs_active ON scheduler.cron_runs (cron_id)
-    WHERE status IN ('queued', 'running', 'waiting')
-    """,
+    # Not over `status`: an update of it could then not stay on its page (heap-only tuples), and every index would grow.
+    "CREATE INDEX cron_runs_active ON scheduler.cron_runs (cron_id) WHERE finished_at IS NULL",
     """
     CREATE TABLE scheduler.cron_attempts (
         run_id uuid NOT NULL
@@ -221,12 +219,11 @@ STATEMENTS = (
         output text,
         CONSTRAINT cron_attempts_pkey PRIMARY KEY (run_id, number),
         CONSTRAINT cron_attempts_finished_has_outcome CHECK ((outcome IS NULL) = (finished_at IS NULL))
-    )
+    ) WITH (fillfactor = 70)
     """,
     "COMMENT ON COLUMN scheduler.cron_attempts.nonce IS 'proves that a finish belongs to this very attempt'",
     "COMMENT ON COLUMN scheduler.cron_attempts.location IS 'where it runs, such as the runner''s name'",
     "COMMENT ON COLUMN scheduler.cron_attempts.output IS 'what the entry printed, bounded'",
-    "CREATE INDEX cron_attempts_open ON scheduler.cron_attempts (lease_expires_at) WHERE outcome IS NULL",
     """
     CREATE TABLE scheduler.apscheduler_jobs (
         id uuid CONSTRAINT apscheduler_jobs_pkey PRIMARY KEY

@@ -1,0 +1,1 @@
+"""Benchmarks: each prints our figure beside a baseline of the same run, on the same server."""

@@ -1,0 +1,86 @@
+"""A burst: many no-op in-process crons due at the same minute, until every run is a terminal row.
+
+The runner is a process of its own, as in an installation. Time is taken from the rows: from the minute itself to the
+last `finished_at`, both by the database's clock.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from sqlalchemy import URL
+
+from bench import naive, postgresql_limit
+from bench.server import SERVICE_ROLE, add_crons, connect, fresh_database, running_server
+from cronplane_core.database import connection_string
+
+COUNT = 10_000
+_DISTRIBUTIONS = Path(__file__).parent / "distributions"
+_MINUTE = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
+# The runner looks at the clock each second, and needs to have seen that it was set.
+_LEAD = timedelta(seconds=5)
+_POLL = 0.2
+
+
+def measure(url: URL, *, count: int) -> float:
+    """Let `count` crons come due at once; returns the seconds until all of their runs are terminal."""
+    with connect(url) as connection:
+        _set_clock(connection, _MINUTE - timedelta(hours=1))
+        add_crons(connection, count=count, cron_expr="0 12 * * *")
+        with subprocess.Popen(
+            [sys.executable, "-m", "cronplane_cli.main", "runner"], env=_environment(url), stderr=subprocess.DEVNULL
+        ) as runner:
+            _wait(connection, "SELECT count(*) FROM scheduler.apscheduler_jobs", count)
+            _set_clock(connection, _MINUTE - _LEAD)
+            _wait(connection, "SELECT count(*) FROM scheduler.cron_runs WHERE finished_at IS NOT NULL", count)
+            runner.terminate()
+        row = connection.execute(
+            """SELECT extract(epoch FROM max(finished_at) - min(scheduled_for)),
+                      count(*) FILTER (WHERE status = 'completed')
+               FROM scheduler.cron_runs"""
+        ).fetchone()
+    assert row is not None
+    seconds, completed = row
+    assert completed == count, f"only {completed} of {count} runs completed"
+    return float(str(seconds))
+
+
+def report() -> None:
+    """Print the three figures of one run, and how they compare."""
+    with running_server() as server:
+        ours = COUNT / measure(fresh_database(server, "ours"), count=COUNT)
+        limit = COUNT / postgresql_limit.measure(fresh_database(server, "postgresql_limit"), count=COUNT)
+        stock = COUNT / naive.measure(fresh_database(server, "naive"), count=COUNT)
+    print(f"Burst of {COUNT:,} due no-op crons, until every run is a terminal row (fsync on)")
+    print(f"  cronplane                             {ours:>9,.0f} runs/s")
+    print(f"  naive APScheduler, row by row         {stock:>9,.0f} runs/s   cronplane is {ours / stock:.1f} x this")
+    print(f"  PostgreSQL alone, batched             {limit:>9,.0f} runs/s   cronplane is {ours / limit:.2f} of this")
+
+
+def _environment(url: URL) -> dict[str, str]:
+    service = url.set(username=SERVICE_ROLE)
+    return {
+        **os.environ,
+        "CRONPLANE_DATABASE_URL": connection_string(service),
+        "CRONPLANE_LOG_LEVEL": "warning",
+        "PYTHONPATH": str(_DISTRIBUTIONS),
+    }
+
+
+def _set_clock(connection: object, now: datetime) -> None:
+    statement = f"""
+        CREATE OR REPLACE FUNCTION scheduler.now() RETURNS timestamptz LANGUAGE sql VOLATILE PARALLEL SAFE AS
+        $$ SELECT clock_timestamp() + interval '{(now - datetime.now(UTC)).total_seconds()} seconds' $$
+    """
+    connection.execute(statement)  # type: ignore[attr-defined]
+
+
+def _wait(connection: object, query: str, count: int) -> None:
+    while True:
+        (found,) = connection.execute(query).fetchone()  # type: ignore[attr-defined]
+        if found == count:
+            return
+        time.sleep(_POLL)

@@ -1,0 +1,36 @@
+"""An entry that does nothing, so that what is measured is everything around it."""
+
+from cronplane_entries.core import BaseExecutionPayload, BaseUserPayload, CronEntrySpec
+
+
+class Nothing(BaseUserPayload):
+    """No payload."""
+
+
+class NothingToDo(BaseExecutionPayload):
+    """No payload."""
+
+
+def accept(payload: Nothing, **_: object) -> NothingToDo:
+    """Accept it."""
+    del payload
+    return NothingToDo()
+
+
+def agree(payload: NothingToDo, **_: object) -> None:
+    """Find nothing wrong."""
+    del payload
+
+
+def do_nothing(payload: NothingToDo, **_: object) -> None:
+    """Do it."""
+    del payload
+
+
+bench_no_op = CronEntrySpec(
+    user_payload_model=Nothing,
+    execution_payload_model=NothingToDo,
+    registration_validator=accept,
+    execution_validator=agree,
+    executor=do_nothing,
+)

@@ -1,0 +1,520 @@
+"""Bad input, line by line: what it is answered, where the answer points, and that it leaves nothing behind.
+
+Each case is named by the words of the page that lists bad input.
+"""
+
+import base64
+import gzip
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+MARKER = "marker-that-no-answer-repeats"
+BODY = {
+    "name": "my job",
+    "cron_expr": "0 9 * * 1-5",
+    "tz": "UTC",
+    "entrypoint": "dummy_print",
+    "payload": {"message": MARKER},
+}
+JSON = {"Content-Type": "application/json"}
+LIMIT = 64 * 1024
+EVERYTHING = """
+    SELECT (SELECT count(*) FROM scheduler.organizations), (SELECT count(*) FROM scheduler.api_keys),
+           (SELECT count(*) FROM scheduler.idempotency_keys), (SELECT count(*) FROM scheduler.cron_runs),
+           (SELECT count(*) FROM scheduler.cron_job_versions),
+           (SELECT array_agg(cron_jobs ORDER BY id) FROM scheduler.cron_jobs)
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A request by an editor and its refusal; `{cron}` in a path is a cron that exists."""
+
+    line: str
+    status: int
+    problem: str = "invalid-request"
+    pointer: str | None = None
+    method: str = "POST"
+    path: str = ""
+    key: str | None = "editor"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def malformed(line: str, content: bytes) -> Case:
+    options = {"content": content, "headers": JSON}
+    return Case(line=line, status=400, problem="malformed-request", options=options)
+
+
+def refused(line: str, pointer: str, **changes: Any) -> Case:
+    return Case(line=line, status=422, pointer=pointer, options={"json": BODY | changes})
+
+
+def written(line: str, pointer: str, fragment: bytes) -> Case:
+    """A body with a fragment that Python's own JSON would not write."""
+    content = json.dumps(BODY | {"payload": {"message": "FRAGMENT"}}).encode().replace(b'"FRAGMENT"', fragment)
+    return Case(line=line, status=422, pointer=pointer, options={"content": content, "headers": JSON})
+
+
+def in_query(line: str, **query: str) -> Case:
+    (name,) = query
+    return Case(line=line, status=422, pointer=f"query.{name}", method="GET", options={"params": query})
+
+
+TEXT = json.dumps(BODY)
+EXPRESSIONS = {
+    "six fields": "0 0 9 * * *",
+    "question mark": "0 9 ? * *",
+    "@reboot": "@reboot",
+    "@every": "@every 5m",
+    "ranges that run backwards, 5-1": "5-1 * * * *",
+    "an expression that can never fire": "0 0 31 2 *",
+    "60 * * * *": "60 * * * *",
+    "*/0": "*/0 * * * *",
+    "weekday 8": "0 9 * * 8",
+    "a newline": "0 9 * *\n*",
+    "Arabic digits": "\u0660 \u0669 * * *",
+    "a 4 KB list": ",".join(["1"] * 2048) + " * * * *",
+    "an empty expression": "",
+}
+CASES = [
+    # 400
+    malformed("truncated JSON", TEXT[:-5].encode()),
+    malformed("invalid UTF-8", TEXT.encode().replace(b"my job", b"my \xff job")),
+    malformed("UTF-16 body", TEXT.encode("utf-16")),
+    malformed("UTF-16 body without a byte order mark", TEXT.encode("utf-16-le")),
+    malformed("a byte order mark", TEXT.encode("utf-8-sig")),
+    malformed("duplicate keys", TEXT.replace("{", '{"name": "first", ', 1).encode()),
+    malformed("duplicate keys deep inside", TEXT.replace(f'"{MARKER}"', '{"a": 1, "a": 2}').encode()),
+    malformed("NaN", TEXT.replace(f'"{MARKER}"', "NaN").encode()),
+    malformed("Infinity", TEXT.replace(f'"{MARKER}"', "Infinity").encode()),
+    malformed("-Infinity", TEXT.replace(f'"{MARKER}"', "-Infinity").encode()),
+    malformed("1e999", TEXT.replace(f'"{MARKER}"', "1e999").encode()),
+    malformed("nesting over 64", b"[" * 65 + b"]" * 65),
+    malformed("nesting far over 64", b"[" * 30_000 + b"]" * 30_000),
+    malformed("5,000-digit integer", TEXT.replace(f'"{MARKER}"', "9" * 5000).encode()),
+    malformed("two values", TEXT.encode() * 2),
+    Case(
+        line="tampered cursor",
+        status=400,
+        problem="invalid-cursor",
+        method="GET",
+        options={"params": {"cursor": base64.urlsafe_b64encode(b"x" * 80).decode()}},
+    ),
+    Case(
+        line="a cursor that is no base64",
+        status=400,
+        problem="invalid-cursor",
+        method="GET",
+        options={"params": {"cursor": "\N{SNOWMAN}"}},
+    ),
+    # 401
+    Case(line="no key", status=401, problem="unauthenticated", key=None, options={"json": BODY}),
+    Case(
+        line="no key, and a body that cannot be read",
+        status=401,
+        problem="unauthenticated",
+        key=None,
+        options={"content": b"{", "headers": JSON},
+    ),
+    *(
+        Case(
+            line=f"unknown key: {name}",
+            status=401,
+            problem="unauthenticated",
+            key=None,
+            options={"json": BODY, "headers": {"Authorization": text}},
+        )
+        for name, text in {
+            "well-formed": f"Bearer cronplane_{uuid4().hex}_{'a' * 43}",
+            "any text": "Bearer open sesame",
+            "empty": "Bearer ",
+            "another scheme": "Basic YTpi",
+            "not ASCII": b"Bearer \xe9",
+        }.items()
+    ),
+    # 403
+    Case(line="a viewer creates", status=403, problem="forbidden", key="viewer", options={"json": BODY}),
+    Case(line="an operator creates", status=403, problem="forbidden", key="operator", options={"json": BODY}),
+    # 405
+    Case(line="PUT on a collection", status=405, problem="method-not-allowed", method="PUT", options={"json": BODY}),
+    # 409
+    Case(
+        line="duplicate name in the organization",
+        status=409,
+        problem="conflict",
+        options={"json": BODY | {"name": "kept"}},
+    ),
+    # 412
+    *(
+        Case(
+            line=f"stale If-Match: {method} {path}",
+            status=412,
+            problem="precondition-failed",
+            method=method,
+            path="{cron}" + path,
+            options={"headers": {"If-Match": '"7"'}} | ({"json": {"name": "new"}} if method == "PATCH" else {}),
+        )
+        for method, path in [("PATCH", ""), ("DELETE", ""), ("POST", "/pause"), ("POST", "/resume")]
+    ),
+    # 413
+    Case(
+        line="body over the limit",
+        status=413,
+        problem="body-too-large",
+        options={"json": BODY | {"payload": {"message": "x" * LIMIT}}},
+    ),
+    Case(
+        line="body over the limit, compressed",
+        status=413,
+        problem="body-too-large",
+        options={"content": b"\x1f\x8b" * LIMIT, "headers": JSON | {"Content-Encoding": "gzip"}},
+    ),
+    # 415
+    Case(
+        line="text/plain",
+        status=415,
+        problem="unsupported-media-type",
+        options={"content": TEXT.encode(), "headers": {"Content-Type": "text/plain"}},
+    ),
+    Case(line="no content type", status=415, problem="unsupported-media-type", options={"content": TEXT.encode()}),
+    Case(
+        line="a form",
+        status=415,
+        problem="unsupported-media-type",
+        options={"data": {"name": "my job"}},
+    ),
+    Case(
+        line="gzip",
+        status=415,
+        problem="unsupported-media-type",
+        options={"content": gzip.compress(TEXT.encode()), "headers": JSON | {"Content-Encoding": "gzip"}},
+    ),
+    # 422: characters
+    refused("NUL in a name", "/name", name="my\0job"),
+    refused("NUL in an expression", "/cron_expr", cron_expr="0 9 * * *\0"),
+    refused("NUL in a zone", "/tz", tz="UTC\0"),
+    refused("NUL in an entry", "/entrypoint", entrypoint="dummy_print\0"),
+    refused("NUL in a payload", "/payload/message", payload={"message": "a\0b"}),
+    refused("NUL in a key of the payload", "/payload/a\N{REPLACEMENT CHARACTER}b", payload={"a\0b": 1}),
+    refused("NUL deep in a payload", "/payload/value/1/x", entrypoint="no_op", payload={"value": [0, {"x": "\0"}]}),
+    in_query("NUL in a query", name="\0"),
+    in_query("NUL in another query", entrypoint="\0"),
+    written("lone surrogate", "/payload/message", rb'"\ud800"'),
+    written("lone surrogate, the second half", "/payload/message", rb'"a \udfff b"'),
+    # 422: names
+    refused("blank name", "/name", name=" \t "),
+    refused("empty name", "/name", name=""),
+    refused("over-long name", "/name", name="x" * 201),
+    refused("far over-long name", "/name", name="x" * 20_000),
+    refused("bidi characters in a name", "/name", name="\u202egpj.exe"),
+    refused("bidi isolates in a name", "/name", name="a\u2066b\u2069"),
+    refused("control characters in a name", "/name", name="a\x1b[31mb"),
+    refused("a newline in a name", "/name", name="two\nlines"),
+    refused("a line separator in a name", "/name", name="two\u2028lines"),
+    # 422: types
+    refused("wrong types: a number as name", "/name", name=1),
+    refused("wrong types: a text as boolean", "/enabled", enabled="true"),
+    refused("wrong types: a number as boolean", "/enabled", enabled=1),
+    refused("wrong types: a text as number", "/timeout", timeout="60"),
+    refused("wrong types: a boolean as number", "/timeout", timeout=True),
+    refused("wrong types: a fraction as seconds", "/timeout", timeout=60.5),
+    refused("wrong types: a whole fraction as seconds", "/timeout", timeout=60.0),
+    refused("wrong types in a payload", "/payload/error_rate", payload={"message": "x", "error_rate": "0.5"}),
+    refused(
+        "wrong types: a boolean in a payload", "/payload/error_rate", payload={"message": "x", "error_rate": False}
+    ),
+    refused("payload list", "/payload", payload=[]),
+    refused("payload null", "/payload", payload=None),
+    refused("payload text", "/payload", payload="{}"),
+    Case(line="a list as body", status=422, pointer="", options={"json": [BODY]}),
+    Case(line="null as body", status=422, pointer="", options={"json": None, "content": b"null", "headers": JSON}),
+    Case(line="no body", status=422, pointer=""),
+    Case(
+        line="a missing field",
+        status=422,
+        pointer="/tz",
+        options={"json": {k: v for k, v in BODY.items() if k != "tz"}},
+    ),
+    refused("unknown fields", "/colour", colour="green"),
+    refused("organization_id in the body", "/organization_id", organization_id=str(uuid4())),
+    refused("status in the body", "/status", status="completed"),
+    refused("id in the body", "/id", id=str(uuid4())),
+    refused("unknown fields in a payload", "/payload/colour", payload={"message": "x", "colour": "green"}),
+    refused("a name with a slash", "/a~1b~0c", **{"a/b~c": 1}),
+    # 422: schedules
+    *(refused(line, "/cron_expr", cron_expr=expression) for line, expression in EXPRESSIONS.items()),
+    refused("Mars/Phobos", "/tz", tz="Mars/Phobos"),
+    refused("../../etc/passwd", "/tz", tz="../../etc/passwd"),
+    refused("+02:00 as zone", "/tz", tz="+02:00"),
+    refused("an empty zone", "/tz", tz=""),
+    # 422: entries
+    refused("unknown entry", "/entrypoint", entrypoint="nobody_knows"),
+    refused("os.system", "/entrypoint", entrypoint="os.system"),
+    refused("an empty entry", "/entrypoint", entrypoint=""),
+    # 422: policies
+    refused("timeout 0", "/timeout", timeout=0),
+    refused("timeout -1", "/timeout", timeout=-1),
+    refused("timeout huge", "/timeout", timeout=10**9),
+    refused("timeout beyond any duration", "/timeout", timeout=10**30),
+    refused("negative window", "/catchup_window", catchup_window=-1),
+    refused("attempts 0", "/max_attempts", max_attempts=0),
+    refused("attempts 1e9", "/max_attempts", max_attempts=10**9),
+    refused("attempts beyond any number", "/max_attempts", max_attempts=10**100),
+    refused("attempts not served yet", "/max_attempts", max_attempts=2),
+    refused("start after end", "/ends_at", starts_at="2027-01-02T00:00:00Z", ends_at="2027-01-01T00:00:00Z"),
+    refused("naive datetime", "/starts_at", starts_at="2027-01-01T00:00:00"),
+    refused("a number as datetime", "/starts_at", starts_at=1_800_000_000),
+    refused("a date that does not exist", "/starts_at", starts_at="2027-02-30T00:00:00Z"),
+    refused("year 9999", "/starts_at", starts_at="9999-12-31T23:59:59Z"),
+    refused("year 9999 west of Greenwich", "/ends_at", ends_at="9999-12-31T23:59:59-12:00"),
+    refused("a bound not served yet", "/starts_at", starts_at="2027-01-01T00:00:00Z"),
+    refused("unknown overlap", "/overlap", overlap="explode"),
+    refused("overlap not served yet", "/overlap", overlap="queue_all"),
+    refused("catchup not served yet", "/catchup", catchup="all"),
+    refused("jitter not served yet", "/jitter", jitter=5),
+    refused("negative jitter", "/jitter", jitter=-5),
+    refused("max_runs not served yet", "/max_runs", max_runs=5),
+    # 422: queries and paths
+    in_query("limit -1", limit="-1"),
+    in_query("limit 0", limit="0"),
+    in_query("limit 1e9", limit="1000000000"),
+    in_query("limit 1e9, as it is written", limit="1e9"),
+    in_query("an unknown query", colour="green"),
+    in_query("enabled that is no boolean", enabled="perhaps"),
+    Case(line="a non-UUID id", status=422, pointer="path.cron_id", method="GET", path="not-a-uuid"),
+    Case(
+        line="a non-UUID organization",
+        status=422,
+        pointer="path.organization_id",
+        method="GET",
+        path="/crons/not-a-uuid",
+    ),
+    Case(line="a non-UUID run", status=422, pointer="path.run_id", method="GET", path="{cron}/runs/1"),
+    *(
+        Case(
+            line=f"runs with a bad {name}",
+            status=422,
+            pointer=pointer,
+            method="GET",
+            path="{cron}/runs",
+            options={"params": {name: value}},
+        )
+        for name, value, pointer in [
+            ("status", "fine", "query.status.0"),
+            ("trigger", "me", "query.trigger"),
+            ("from", "2027-01-01T00:00:00", "query.from"),
+            ("until", "1800000000", "query.until"),
+        ]
+    ),
+    *(
+        Case(
+            line=f"an Idempotency-Key that is {name}",
+            status=422,
+            pointer="header.Idempotency-Key",
+            options={"json": BODY, "headers": {"Idempotency-Key": key}},
+        )
+        for name, key in {"empty": "", "too long": "k" * 256, "two words": "a b", "not ASCII": b"\xe9"}.items()
+    ),
+    # 422: changes
+    *(
+        Case(
+            line=f"a change: {line}", status=422, pointer=pointer, method="PATCH", path="{cron}", options={"json": body}
+        )
+        for line, pointer, body in [
+            ("an empty name", "/name", {"name": ""}),
+            ("an empty expression", "/cron_expr", {"cron_expr": ""}),
+            ("an empty zone", "/tz", {"tz": ""}),
+            ("an empty entry", "/entrypoint", {"entrypoint": "", "payload": {}}),
+            ("payload null", "/payload", {"payload": None}),
+            ("payload list", "/payload", {"payload": []}),
+            ("a name that is null", "/name", {"name": None}),
+            ("half of a payload", "/payload/message", {"payload": {"error_rate": 0.5}}),
+            ("a new entrypoint without its payload", "/payload", {"entrypoint": "no_op"}),
+            ("another zone that there is not", "/tz", {"tz": "Mars/Phobos"}),
+            ("NUL", "/name", {"name": "\0"}),
+            ("generation", "/generation", {"generation": 9}),
+            ("timeout 0", "/timeout", {"timeout": 0}),
+        ]
+    ),
+    Case(
+        line="trigger with a payload that the entry refuses",
+        status=422,
+        pointer="/payload/message",
+        path="{cron}/trigger",
+        options={"json": {"payload": {"message": " "}}},
+    ),
+    Case(
+        line="trigger with payload null",
+        status=422,
+        pointer="/payload",
+        path="{cron}/trigger",
+        options={"json": {"payload": None}},
+    ),
+    Case(line="preview of a bad zone", status=422, pointer="/tz", path="preview", options={"json": BODY | {"tz": "x"}}),
+]
+
+
+@pytest.fixture
+async def kept(api: Any) -> dict[str, Any]:
+    """A cron that bad input must not touch."""
+    cron: dict[str, Any] = await api.register("kept")
+    return cron
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.line)
+async def test_bad_input_is_refused_and_leaves_nothing_behind(
+    api: Any, database: Any, kept: dict[str, Any], case: Case
+) -> None:
+    before = database.execute(EVERYTHING)
+    answer = await api.call(case.method, case.path.format(cron=kept["id"]), key=case.key, **case.options)
+    assert (answer.status_code, answer.headers["content-type"]) == (case.status, "application/problem+json"), (
+        answer.text
+    )
+    problem = answer.json()
+    assert problem["type"] == f"https://cronplane.dev/problems/{case.problem}"
+    assert problem["status"] == case.status
+    assert problem["title"]
+    assert problem["detail"]
+    if case.pointer is not None:
+        assert case.pointer in [error["pointer"] for error in problem["errors"]]
+    assert MARKER not in answer.text
+    assert database.execute(EVERYTHING) == before
+
+
+async def test_each_refusal_is_one_that_the_description_of_the_api_names(api: Any, kept: dict[str, Any]) -> None:
+    operations = {"": "/crons/{organization_id}", "preview": "/crons/{organization_id}/preview"}
+    paths = api.application.openapi()["paths"]
+    for case in CASES:
+        path = case.path.replace("{cron}", "/crons/{organization_id}/{cron_id}").replace("/runs/1", "/runs/{run_id}")
+        template = operations.get(path, path)
+        if case.method.lower() in paths.get(template, {}):
+            assert str(case.status) in paths[template][case.method.lower()]["responses"], case.line
+
+
+async def test_a_revoked_key_is_refused(api: Any) -> None:
+    keys = (await api.call("GET", f"/organizations/{api.organization_id}/keys")).json()["items"]
+    (viewer,) = [key for key in keys if key["role"] == "viewer"]
+    assert (await api.call("GET", "", key="viewer")).status_code == 200
+    revocation = await api.call("DELETE", f"/organizations/{api.organization_id}/keys/{viewer['id']}")
+    assert revocation.status_code == 204
+    refusal = await api.call("GET", "", key="viewer")
+    assert refusal.status_code == 401
+    assert refusal.headers["www-authenticate"].startswith("Bearer")
+
+
+async def test_a_chunked_body_over_the_limit_is_refused(api: Any, database: Any) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(LIMIT):
+            yield b" " * 1024
+        raise AssertionError("the whole body was read")
+
+    answer = await api.call("POST", "", content=chunks(), headers=JSON)
+    assert answer.status_code == 413
+    assert database.execute("SELECT count(*) FROM scheduler.cron_jobs") == [(0,)]
+
+
+async def test_a_body_that_fills_the_limit_is_read(api: Any) -> None:
+    body = json.dumps(BODY)
+    assert (await api.call("POST", "", content=body + " " * (LIMIT - len(body)), headers=JSON)).status_code == 201
+    body = json.dumps(BODY | {"name": "another"})
+    assert (await api.call("POST", "", content=body + " " * (LIMIT + 1 - len(body)), headers=JSON)).status_code == 413
+
+
+async def test_every_error_is_named_at_once(api: Any) -> None:
+    body = BODY | {
+        "name": " ",
+        "cron_expr": "60 * * * *",
+        "tz": "Mars/Phobos",
+        "timeout": 0,
+        "payload": {"message": " "},
+    }
+    problem = (await api.call("POST", "", json=body)).json()
+    pointers = {error["pointer"] for error in problem["errors"]}
+    assert {"/name", "/cron_expr", "/timeout", "/payload/message"} == pointers
+    assert all(error["message"] and error["type"] for error in problem["errors"])
+
+
+async def test_an_interval_below_the_minimum_is_refused_even_if_it_comes_once_a_year(
+    start_api: Any, api: Any, api_settings: Any, database: Any
+) -> None:
+    _, client = await start_api(api_settings(minimum_interval=3600))
+    headers = {"Authorization": f"Bearer {api.keys['editor']}"}
+    for expression, status in {"0 * * * *": 201, "59 23 31 12 *": 201, "0,59 0 1 1 *": 422}.items():
+        body = BODY | {"name": expression, "cron_expr": expression}
+        answer = await client.post(f"/crons/{api.organization_id}", json=body, headers=headers)
+        assert answer.status_code == status, answer.text
+    assert database.execute("SELECT count(*) FROM scheduler.cron_jobs") == [(2,)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cron_expr": "0 9 * * 0"},
+        {"cron_expr": "0 9 * * 7"},
+        {"cron_expr": "0 9 * * MON-FRI"},
+        {"cron_expr": "@daily"},
+        {"cron_expr": "0 0 29 2 *"},
+        {"name": "deploy \N{ROCKET}"},
+        {"name": "family \N{MAN}\N{ZERO WIDTH JOINER}\N{WOMAN}\N{ZERO WIDTH JOINER}\N{GIRL}"},
+        {"name": "younger than this Python \U0001fae8"},
+        {"name": "x" * 200},
+        {"payload": {"message": "\N{ROCKET}"}},
+        {"timeout": 1},
+        {"timeout": 7 * 86400},
+        {"catchup_window": 30 * 86400},
+        {"overlap": "skip", "catchup": "latest", "max_attempts": 1, "jitter": 0},
+    ],
+    ids=str,
+)
+async def test_what_must_be_accepted_is_accepted_and_read_back_as_it_was_sent(
+    api: Any, changes: dict[str, Any]
+) -> None:
+    cron = await api.register(**changes)
+    read = (await api.call("GET", cron["id"])).json()
+    assert {name: read[name] for name in changes if name != "payload"} == {
+        name: value for name, value in changes.items() if name != "payload"
+    }
+    assert read["payload"] == changes.get("payload", {"message": "hello"}) | {"error_rate": 0.0}
+
+
+@pytest.mark.parametrize("number", [2**53 + 1, -(2**53) - 1, 10**399, 0.1, 1.5e-7, True, None])
+async def test_numbers_in_payloads_come_back_unchanged(api: Any, number: object) -> None:
+    payload = {"path": "", "text": "", "value": [number, {"number": number}]}
+    cron = await api.register(entrypoint="no_op", payload=payload)
+    read = await api.call("GET", cron["id"])
+    for answer in (cron, read.json(), json.loads(read.text)):
+        assert repr(answer["payload"]["value"]) == repr(payload["value"])
+
+
+NESTED = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=8), children, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    changes=st.dictionaries(st.sampled_from([*BODY, "timeout", "overlap", "starts_at", "backoff"]), NESTED, min_size=1)
+)
+async def test_no_body_whatsoever_is_answered_with_a_500(api: Any, changes: dict[str, Any]) -> None:
+    content = json.dumps(BODY | changes).encode()
+    for path in ("", "preview"):
+        answer = await api.call("POST", path, content=content, headers=JSON)
+        assert answer.status_code in {200, 201, 400, 409, 422}, answer.text
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    query=st.dictionaries(st.sampled_from(["name", "entrypoint", "cursor", "limit", "enabled"]), st.text(max_size=30))
+)
+async def test_no_query_whatsoever_is_answered_with_a_500(api: Any, query: dict[str, str]) -> None:
+    encodable = {name: value.encode("utf-8", "replace").decode() for name, value in query.items()}
+    assert (await api.call("GET", "", params=encodable)).status_code in {200, 400, 422}
