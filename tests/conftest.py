@@ -101,7 +101,7 @@ def create_database(postgresql_server: EmbeddedPostgresql) -> Iterator[Callable[
 
         def create(template: str) -> Database:
             name = f"test_{uuid4().hex}"
-            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
             made.append(name)
             return Database(
                 name=name,

@@ -7,6 +7,7 @@ that started it (Linux), listens on a Unix socket only, and as root runs as an e
 
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -22,27 +23,40 @@ from typing import Self
 
 import psycopg
 
+from cronplane_core import postgresql_launcher
 from cronplane_core.errors import CronplaneError
 
 _START_TIMEOUT = 60.0
 _POLL = 0.02
 # The address of a Unix socket has room for 107 bytes (unix(7)), and PostgreSQL adds its own file name.
 _LONGEST_SOCKET_DIRECTORY = 107 - len("/.s.PGSQL.5432")
+# What neither an address nor PostgreSQL's list of socket folders reads as anything but itself.
+_PLAIN_PATH = re.compile(r"[\w./-]+", re.ASCII)
 _UNPRIVILEGED_USER = "nobody"
+_LOG_END_BYTES = 4096
+_SETTINGS = {
+    "listen_addresses": "",
+    # A refused statement is its sender's to report: in the log, the details would repeat the values it carried.
+    "log_min_messages": "log",
+    "log_min_error_statement": "panic",
+}
 
 
 class EmbeddedPostgresqlError(CronplaneError):
     """The embedded PostgreSQL could not be started or stopped; the message says why, with the end of its log."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class EmbeddedPostgresql:
-    """One server on one data folder. `settings` are PostgreSQL's own, by name, such as {"fsync": "off"}."""
+    """One server on one data folder. `settings` are PostgreSQL's own, by name, such as {"fsync": "off"}.
+
+    Start it from a thread that lives as long as the server is needed: when that thread ends, the server shuts down.
+    """
 
     data_directory: Path
     settings: Mapping[str, str] = field(default_factory=dict)
-    _server: subprocess.Popen[bytes] | None = None
-    _socket_directory: Path | None = None
+    _server: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
+    _socket_directory: Path | None = field(default=None, init=False, repr=False)
 
     def start(self) -> None:
         """Start the server, on a new data folder if there is none yet, and wait until it answers.
@@ -51,24 +65,25 @@ class EmbeddedPostgresql:
             EmbeddedPostgresqlError: it did not start; nothing is left running.
 
         """
-        account = _unprivileged_account()
-        programs = _programs(account)
-        self.data_directory = self.data_directory.resolve()
-        if not (self.data_directory / "PG_VERSION").exists():
-            _make_data_directory(programs, self.data_directory, account)
-        self._socket_directory = _socket_directory(self.data_directory, account)
-        self._server = self._launch(programs, account)
-        self._wait_until_ready(self._server)
+        if self._server is not None:
+            raise EmbeddedPostgresqlError("The embedded PostgreSQL was started before; call stop first")
+        try:
+            self._start()
+        except BaseException as error:
+            self.stop()
+            if isinstance(error, OSError):
+                raise EmbeddedPostgresqlError(f"PostgreSQL cannot be started: {error}") from error
+            raise
 
     def stop(self) -> None:
         """Stop the server, rolling back what is open; nothing happens if it is not running."""
-        if self._server is None:
-            return
-        self._server.send_signal(signal.SIGINT)
-        self._server.wait()
-        self._server = None
+        if self._server is not None:
+            self._server.send_signal(signal.SIGINT)
+            self._server.wait()
+            self._server = None
         if self._socket_directory is not None and self._socket_directory != self.data_directory:
             shutil.rmtree(self._socket_directory, ignore_errors=True)
+        self._socket_directory = None
 
     @property
     def pid(self) -> int:
@@ -78,13 +93,20 @@ class EmbeddedPostgresql:
         return self._server.pid
 
     @property
+    def socket_directory(self) -> Path:
+        """Give the folder of the server's socket, which nobody but its user and root can enter."""
+        if self._socket_directory is None:
+            raise EmbeddedPostgresqlError("The embedded PostgreSQL is not running; call start first")
+        return self._socket_directory
+
+    @property
     def log_file(self) -> Path:
         """Give the file that the server's log goes to."""
         return self.data_directory / "server.log"
 
     def url(self, *, database: str = "postgres", user: str = "postgres") -> str:
         """Give the address of a database, for whichever role; the socket's folder keeps everybody else out."""
-        return f"postgresql://{user}@/{database}?host={self._socket_directory}"
+        return f"postgresql://{user}@/{database}?host={self.socket_directory}"
 
     def __enter__(self) -> Self:
         self.start()
@@ -95,11 +117,21 @@ class EmbeddedPostgresql:
     ) -> None:
         self.stop()
 
+    def _start(self) -> None:
+        account = _unprivileged_account()
+        programs = _programs(account)
+        self.data_directory = self.data_directory.resolve()
+        if not (self.data_directory / "PG_VERSION").exists():
+            _make_data_directory(programs, self.data_directory, account)
+        self._socket_directory = _socket_directory(self.data_directory, account)
+        self._server = self._launch(programs, account)
+        self._wait_until_ready(self._server)
+
     def _launch(self, programs: Path, account: pwd.struct_passwd | None) -> subprocess.Popen[bytes]:
-        settings = {"listen_addresses": "", "unix_socket_directories": str(self._socket_directory), **self.settings}
+        settings = {**_SETTINGS, "unix_socket_directories": str(self.socket_directory), **self.settings}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         command = [str(programs / "postgres"), "-D", str(self.data_directory), *options]
-        with self.log_file.open("ab") as log:
+        with self.log_file.open("ab", opener=_open_no_link) as log:
             # In a session of its own, so that Ctrl-C in a terminal lets the rest of us stop first.
             return subprocess.Popen(
                 _launched(command, account),
@@ -112,22 +144,33 @@ class EmbeddedPostgresql:
 
     def _wait_until_ready(self, server: subprocess.Popen[bytes]) -> None:
         give_up = monotonic() + _START_TIMEOUT
-        while True:
-            try:
-                psycopg.connect(self.url(), connect_timeout=5).close()
-            except psycopg.OperationalError as error:
-                if server.poll() is not None:
-                    self._server = None
-                    raise EmbeddedPostgresqlError(f"PostgreSQL did not start: {self._end_of_log()}") from error
-                if monotonic() > give_up:
-                    self.stop()
-                    raise EmbeddedPostgresqlError(f"PostgreSQL does not answer: {self._end_of_log()}") from error
-            else:
-                return
+        # Whoever holds the lock file is who answers, and that may be a server that somebody else started here.
+        while not (self._lock_holder() == server.pid and self._answers()):
+            if server.poll() is not None:
+                raise EmbeddedPostgresqlError(f"PostgreSQL did not start: {self._end_of_log()}")
+            if monotonic() > give_up:
+                raise EmbeddedPostgresqlError(f"PostgreSQL does not answer: {self._end_of_log()}")
             _wait_for_exit(server, seconds=_POLL)
 
+    def _lock_holder(self) -> int | None:
+        """Read the process id that opens the lock file; None before PostgreSQL has written it."""
+        try:
+            first_line, ended, _ = (self.data_directory / "postmaster.pid").read_text().partition("\n")
+        except FileNotFoundError:
+            return None
+        return int(first_line) if ended else None
+
+    def _answers(self) -> bool:
+        try:
+            psycopg.connect(self.url(), connect_timeout=5).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
     def _end_of_log(self) -> str:
-        lines = self.log_file.read_text(errors="replace").splitlines() if self.log_file.exists() else []
+        with self.log_file.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_END_BYTES))
+            lines = log.read().decode(errors="replace").splitlines()
         return " / ".join(lines[-5:]) or f"see {self.log_file}"
 
 
@@ -151,12 +194,13 @@ def _private_copy(installed: Path) -> Path:
         for part in (installed, installed.with_name(f"{installed.name}.libs")):
             if part.exists():
                 shutil.copytree(part, making / part.name, ignore=shutil.ignore_patterns("include", "__pycache__"))
+        _let_everybody_read(making)
         try:
             making.rename(target)
         except OSError:
             # Another process was first; its copy is as good.
             shutil.rmtree(making)
-    if target.stat().st_uid != os.geteuid():
+    if target.lstat().st_uid != os.geteuid():
         raise EmbeddedPostgresqlError(f"{target} belongs to somebody else; remove it")
     return target / installed.name
 
@@ -164,27 +208,47 @@ def _private_copy(installed: Path) -> Path:
 def _make_data_directory(programs: Path, directory: Path, account: pwd.struct_passwd | None) -> None:
     """Make the folder under another name first, so that one that was made by half is never taken for whole."""
     directory.parent.mkdir(parents=True, exist_ok=True)
+    if directory.exists() and any(directory.iterdir()):
+        raise EmbeddedPostgresqlError(
+            f"{directory} holds something other than PostgreSQL's data; choose another folder"
+        )
     if account is not None and not is_reachable_by_everybody(directory.parent):
         raise EmbeddedPostgresqlError(
             f"PostgreSQL does not run as root, and the user {account.pw_name} that it runs as instead cannot reach "
             f"{directory.parent}; choose another data folder"
         )
     making = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        _initdb(programs, making, account)
+        making.rename(directory)
+    except BaseException:
+        shutil.rmtree(making, ignore_errors=True)
+        raise
+    _sync(directory.parent)
+
+
+def _initdb(programs: Path, directory: Path, account: pwd.struct_passwd | None) -> None:
     if account is not None:
-        os.chown(making, account.pw_uid, account.pw_gid)
+        os.chown(directory, account.pw_uid, account.pw_gid)
     options = ["-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-instructions"]
-    command = [str(programs / "initdb"), "-D", str(making), *options]
+    command = [str(programs / "initdb"), "-D", str(directory), *options]
     result = subprocess.run(_launched(command, account), capture_output=True, check=False, env=_environment())
     if result.returncode != 0:
-        shutil.rmtree(making, ignore_errors=True)
         raise EmbeddedPostgresqlError(f"initdb failed: {result.stderr.decode(errors='replace').strip()[-500:]}")
-    if directory.exists():
-        directory.rmdir()
-    making.rename(directory)
+
+
+def _sync(directory: Path) -> None:
+    """Keep a new name in `directory` through a power failure (fsync(2) of what it names does not)."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _socket_directory(data_directory: Path, account: pwd.struct_passwd | None) -> Path:
-    if len(os.fsencode(data_directory)) <= _LONGEST_SOCKET_DIRECTORY:
+    path = str(data_directory)
+    if len(path) <= _LONGEST_SOCKET_DIRECTORY and _PLAIN_PATH.fullmatch(path):
         return data_directory
     directory = Path(tempfile.mkdtemp(prefix="cronplane-"))
     if account is not None:
@@ -194,20 +258,22 @@ def _socket_directory(data_directory: Path, account: pwd.struct_passwd | None) -
 
 def _unprivileged_account() -> pwd.struct_passwd | None:
     """Give the user to run as when we are root, which PostgreSQL refuses to be; else None."""
-    return pwd.getpwnam(_UNPRIVILEGED_USER) if os.geteuid() == 0 else None
+    if os.geteuid() != 0:
+        return None
+    try:
+        return pwd.getpwnam(_UNPRIVILEGED_USER)
+    except KeyError as error:
+        raise EmbeddedPostgresqlError(
+            f"PostgreSQL does not run as root, and there is no user {_UNPRIVILEGED_USER} to run it as instead; "
+            "run Cronplane as another user, or give it the address of a database"
+        ) from error
 
 
 def _launched(command: list[str], account: pwd.struct_passwd | None) -> list[str]:
     user, group = (-1, -1) if account is None else (account.pw_uid, account.pw_gid)
-    return [
-        sys.executable,
-        "-m",
-        "cronplane_core.postgresql_launcher",
-        str(os.getpid()),
-        str(user),
-        str(group),
-        *command,
-    ]
+    # Isolated, so that nothing in the working folder or the environment is imported, least of all as root.
+    launcher = [sys.executable, "-I", "-S", postgresql_launcher.__file__]
+    return [*launcher, str(os.getpid()), str(user), str(group), *command]
 
 
 def is_reachable_by_everybody(directory: Path) -> bool:
@@ -215,9 +281,20 @@ def is_reachable_by_everybody(directory: Path) -> bool:
     return all(part.stat().st_mode & 0o001 for part in (directory, *directory.parents))
 
 
+def _let_everybody_read(tree: Path) -> None:
+    """Give everybody the owner's rights to read and to execute: under a strict umask a copy would be root's alone."""
+    for path in (tree, *tree.rglob("*")):
+        mode = path.stat().st_mode
+        path.chmod(mode | (mode & 0o500) >> 3 | (mode & 0o500) >> 6)
+
+
 def _environment() -> dict[str, str]:
-    python_path = {"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}
-    return {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC", **python_path}
+    return {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    """Refuse a link: the data folder is the server's user's, and as root we would follow it anywhere."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o644)
 
 
 def _wait_for_exit(server: subprocess.Popen[bytes], *, seconds: float) -> None:

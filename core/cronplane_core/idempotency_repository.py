@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Row, text
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSON
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.expression import bindparam
 
@@ -50,7 +50,7 @@ _COMPLETE = text(
     UPDATE scheduler.idempotency_keys SET status = :status, headers = :headers, body = :body
     WHERE scope = :scope AND key = :key
     """
-).bindparams(bindparam("headers", type_=JSONB), bindparam("body", type_=JSONB(none_as_null=True)))
+).bindparams(bindparam("headers", type_=JSON), bindparam("body", type_=JSON(none_as_null=True)))
 _DELETE_EXPIRED = text(
     """
     DELETE FROM scheduler.idempotency_keys WHERE (scope, key) IN (

@@ -1,6 +1,6 @@
 """Turns a process into one of PostgreSQL's programs: gives up root's rights if told to, and dies with its parent.
 
-It runs between fork and exec, as `python -m`, and imports almost nothing, so that the server starts at once.
+It runs between fork and exec, by its path and without our packages, so that the server starts at once.
 """
 
 import ctypes

@@ -31,7 +31,7 @@ from sqlalchemy import (
     cast,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSON, JSONB
 from sqlalchemy.sql.elements import BindParameter
 from sqlalchemy.types import UserDefinedType
 
@@ -216,8 +216,9 @@ idempotency_keys = Table(
     Column("key", Text, primary_key=True),
     Column("fingerprint", LargeBinary, nullable=False, comment="SHA-256 of method, path and body"),
     Column("status", Integer),
-    Column("headers", JSONB(none_as_null=True)),
-    Column("body", JSONB(none_as_null=True)),
+    # As text would be, so that an answer given again has its members in the same order.
+    Column("headers", JSON(none_as_null=True)),
+    Column("body", JSON(none_as_null=True)),
     _instant("created_at", default=True),
     Index("idempotency_keys_by_age", "created_at"),
 )

@@ -158,7 +158,7 @@ class Executor(Protocol[ExecutionPayload_contra]):
 class CronEntrySpec(Generic[UserPayloadT, ExecutionPayloadT]):
     """An entry: its models, its functions, where it runs, and the defaults of its crons.
 
-    `timeout` bounds one attempt and `attempts` a run; a cron may ask for others.
+    `timeout` bounds one attempt, and a cron may ask for another; `attempts` bounds a run, and only 1 is served yet.
     """
 
     user_payload_model: type[UserPayloadT]

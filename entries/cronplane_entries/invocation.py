@@ -82,6 +82,10 @@ async def register(
         raise PayloadInvalidError(_field_errors(error)) from error
     except ValueError as error:
         raise PayloadInvalidError([FieldError(path=(), message=str(error), type="refused")]) from error
+    except Exception as error:
+        raise EntryContractError(
+            f"The entry's registration validator failed with {type(error).__name__}; tell its author"
+        ) from error
     if not isinstance(execution_payload, spec.execution_payload_model):
         raise EntryContractError(
             f"The registration validator returned a {type(execution_payload).__name__}, "

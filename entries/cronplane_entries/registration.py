@@ -27,7 +27,7 @@ from cronplane_entries.core import (
     Services,
     User,
 )
-from cronplane_entries.invocation import FieldError, PayloadInvalidError, Registration, register, unstorable
+from cronplane_entries.invocation import EntryContractError, FieldError, PayloadInvalidError, Registration, register, unstorable
 from cronplane_entries.registry import CronEntrypoint, CronRegistry, UnknownEntryError
 
 MAXIMUM_NAME_LENGTH = 200
@@ -285,6 +285,9 @@ async def _payload(
         return await register(spec, payload=payload, context=context)
     except PayloadInvalidError as error:
         errors.extend(replace(found, path=("payload", *found.path)) for found in error.errors)
+        return None
+    except EntryContractError as error:
+        errors.append(FieldError(path=("payload",), message=str(error), type="entry_failed"))
         return None
 
 

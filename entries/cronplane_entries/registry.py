@@ -186,7 +186,7 @@ def _check(name: str, spec: object) -> None:
             (callable(spec.executor), "executor cannot be called"),
             (isinstance(spec.execution, ExecutionMode), "execution is neither in_process nor pod"),
             (spec.timeout.total_seconds() > 0, "timeout is not positive"),
-            (spec.attempts >= 1, "attempts is less than 1"),
+            (spec.attempts == 1, "attempts is not 1, and retries are not served yet"),
         )
         if not holds
     ]

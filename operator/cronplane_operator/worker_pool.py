@@ -7,6 +7,7 @@ It decides nothing about runs: it reports each task's outcome, exactly once.
 """
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -14,8 +15,12 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain, repeat
 from typing import NamedTuple
+from uuid import UUID
 
 import orjson
 
@@ -39,7 +44,13 @@ _SMOOTHING = 0.05
 _TICK = 0.025
 _STUCK = 0.05
 _IDLE_UNTIL_SHRUNK = 10.0
+# After a worker died before it had a task, and before its successor is forked.
+_FORK_PAUSE = 0.5
 _RESTART_PAUSES = (0.1, 0.5, 2.0, 5.0)
+# The zygote has this long to kill what its workers started.
+_ZYGOTE_GRACE = 2.0
+_TASK_BUFFER_BYTES = 1024 * 1024
+_FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
 _READ_BYTES = 256 * 1024
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "PYTHONPATH", "VIRTUAL_ENV")
 
@@ -62,9 +73,16 @@ class _Worker:
     assigned: deque[Task] = field(default_factory=deque)
     current_since: float = 0.0
     pid: int | None = None
-    # What to report of the current task once the worker, which we have killed, is gone.
-    verdict: Callable[[Task], Outcome] | None = None
+    # Of the attempt for which we have killed the worker: what to report once it is gone.
+    verdict: tuple[UUID, Callable[[Task], Outcome]] | None = None
+    has_served: bool = False
+    is_trusted: bool = True
+    # It gets no more tasks, since it was told to end or to be killed.
     is_leaving: bool = False
+
+    @property
+    def is_serving(self) -> bool:
+        return self.pid is not None and not self.is_leaving
 
     def close(self) -> None:
         for end in (self.tasks, self.unread, self.outcomes):
@@ -91,6 +109,7 @@ class WorkerPool:
         real_seconds: Callable[[float], float],
         on_outcomes: Callable[[Sequence[Outcome]], None],
         on_appetite: Callable[[], None],
+        on_trouble: Callable[[str], None] = lambda _: None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._least = workers
@@ -98,6 +117,7 @@ class WorkerPool:
         self._real_seconds = real_seconds
         self._on_outcomes = on_outcomes
         self._on_appetite = on_appetite
+        self._on_trouble = on_trouble
         self._environment = environment or {}
         self._queue: deque[_Waiting] = deque()
         self._workers: dict[int, _Worker] = {}
@@ -111,6 +131,7 @@ class WorkerPool:
         self._all_ended = asyncio.Event()
         self._is_draining = False
         self._idle_since = 0.0
+        self._no_fork_before = 0.0
 
     @property
     def alive(self) -> int:
@@ -125,10 +146,11 @@ class WorkerPool:
     @property
     def appetite(self) -> int:
         """How many tasks are wanted now: as many as can begin at once, or within a few milliseconds."""
-        if self._is_draining:
+        if self._is_draining or self._control is None:
             return 0
         room = sum(max(self._depth(worker) - len(worker.assigned), 0) for worker in self._serving())
-        return max(room + self._most - self.alive - len(self._queue), 0)
+        forking = sum(1 for worker in self._workers.values() if worker.pid is None)
+        return max(room + forking + self._most - self.alive - len(self._queue), 0)
 
     async def start(self) -> None:
         """Start the first workers; returns when they are ready.
@@ -180,6 +202,7 @@ class WorkerPool:
             self._ticker = None
         if self._restart is not None:
             self._restart.cancel()
+            await asyncio.gather(self._restart, return_exceptions=True)
         self._queue.clear()
         for worker in list(self._workers.values()):
             self._forget(worker)
@@ -190,20 +213,21 @@ class WorkerPool:
     async def _start_zygote(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.settimeout(0)
-        with theirs:
-            self._zygote = self._spawn_zygote(theirs)
-        event = orjson.loads(await asyncio.get_running_loop().sock_recv(ours, _READ_BYTES) or b'{"event": "failed"}')
-        if event["event"] != "ready":
+        try:
+            with theirs:
+                self._zygote = self._spawn_zygote(theirs)
+            await _wait_until_ready(ours)
+        except BaseException:
             ours.close()
             await self._end_zygote()
-            raise WorkersUnavailableError(event.get("message", "The worker processes could not be started"))
+            raise
         self._control = ours
         asyncio.get_running_loop().add_reader(ours, self._hear)
 
     def _spawn_zygote(self, control: socket.socket) -> subprocess.Popen[bytes]:
         inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         return subprocess.Popen(
-            [sys.executable, "-m", "cronplane_operator.worker_process", str(control.fileno()), str(os.getpid())],
+            [sys.executable, "-P", "-m", "cronplane_operator.worker_process", str(control.fileno()), str(os.getpid())],
             env={**inherited, **self._environment},
             pass_fds=[control.fileno()],
             stdin=subprocess.DEVNULL,
@@ -211,15 +235,19 @@ class WorkerPool:
         )
 
     async def _end_zygote(self) -> None:
-        if self._control is not None:
-            asyncio.get_running_loop().remove_reader(self._control)
-            self._control.close()
-            self._control = None
-        if self._zygote is not None:
-            # Its workers die with it.
-            self._zygote.kill()
-            await asyncio.to_thread(self._zygote.wait)
-            self._zygote = None
+        """Hang up, upon which it kills its workers and what they have started, and ends."""
+        zygote, self._zygote = self._zygote, None
+        is_serving = self._hang_up()
+        if zygote is not None:
+            await asyncio.to_thread(_end, zygote, grace=_ZYGOTE_GRACE if is_serving else 0.0)
+
+    def _hang_up(self) -> bool:
+        if self._control is None:
+            return False
+        asyncio.get_running_loop().remove_reader(self._control)
+        self._control.close()
+        self._control = None
+        return True
 
     def _hear(self) -> None:
         while self._control is not None:
@@ -227,8 +255,11 @@ class WorkerPool:
                 message = self._control.recv(_READ_BYTES)
             except BlockingIOError:
                 return
+            except ConnectionResetError:
+                message = b""
             if not message:
-                self._zygote_died()
+                self._hang_up()
+                self._restart = asyncio.create_task(self._start_again())
                 return
             event = orjson.loads(message)
             worker = self._workers.get(event["number"])
@@ -237,73 +268,98 @@ class WorkerPool:
             if event["event"] == "forked":
                 self._forked(worker, event["pid"])
             else:
-                self._exited(worker, event["code"])
-
-    def _zygote_died(self) -> None:
-        for worker in list(self._workers.values()):
-            self._exited(worker, -9)
-        self._restart = asyncio.create_task(self._start_again())
+                self._exited(worker, partial(_crashed, code=event["code"]))
 
     async def _start_again(self) -> None:
+        self._on_trouble("The process that forks the workers has died, and its workers with it; it is started again")
         await self._end_zygote()
-        for pause in (*_RESTART_PAUSES, *[_RESTART_PAUSES[-1]] * 1000):
+        for worker in list(self._workers.values()):
+            self._exited(worker, _lost_with_zygote)
+        for pause in chain(_RESTART_PAUSES, repeat(_RESTART_PAUSES[-1])):
             await asyncio.sleep(pause)
+            if self._is_draining:
+                return
             try:
                 await self._start_zygote()
-            except WorkersUnavailableError:
+            except (WorkersUnavailableError, OSError) as error:
+                self._on_trouble(f"No worker can be started: {error}")
                 continue
-            self._grow(self._least)
-            self._feed()
+            self._no_fork_before = 0.0
+            self._refill()
             return
 
     # Workers
 
     def _grow(self, count: int) -> None:
-        self._all_forked.clear()
-        for _ in range(count):
-            self._fork()
+        try:
+            for _ in range(count):
+                self._fork()
+        except OSError as error:
+            # Those that there are do the work, and it is tried again.
+            self._no_fork_before = self._now() + _FORK_PAUSE
+            self._on_trouble(f"No further worker can be started: {error}")
+
+    def _refill(self) -> None:
+        """Fork what lacks to the least number of workers, or leave it to a tick if that would be of no use now."""
+        if self._now() >= self._no_fork_before:
+            self._grow(max(self._least - self.alive, 0))
+        self._schedule_tick()
 
     def _fork(self) -> None:
         if self._control is None:
             return
         self._numbers += 1
         tasks, unread = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        tasks.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _TASK_BUFFER_BYTES)
         outcomes, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         outcomes.settimeout(0)
-        descriptor = os.memfd_create("cronplane-output")
-        os.ftruncate(descriptor, SharedOutput.SIZE)
-        order = orjson.dumps({"order": "fork", "number": self._numbers})
-        socket.send_fds(self._control, [order], [unread.fileno(), theirs.fileno(), descriptor])
-        worker = _Worker(self._numbers, tasks, unread, outcomes, SharedOutput(descriptor))
-        os.close(descriptor)
-        theirs.close()
+        descriptor = SharedOutput.allocate()
+        try:
+            worker = _Worker(self._numbers, tasks, unread, outcomes, SharedOutput(descriptor))
+            order = orjson.dumps({"order": "fork", "number": self._numbers})
+            socket.send_fds(self._control, [order], [unread.fileno(), theirs.fileno(), descriptor])
+        finally:
+            os.close(descriptor)
+            theirs.close()
         self._workers[worker.number] = worker
         asyncio.get_running_loop().add_reader(outcomes, self._read, worker)
 
     def _forked(self, worker: _Worker, pid: int) -> None:
         worker.pid = pid
-        if all(each.pid is not None for each in self._workers.values()):
+        if sum(1 for each in self._workers.values() if each.pid is not None) >= self._least:
             self._all_forked.set()
+        self._feed()
 
-    def _serving(self) -> Iterable[_Worker]:
-        return (worker for worker in self._workers.values() if worker.verdict is None and not worker.is_leaving)
+    def _serving(self) -> list[_Worker]:
+        return [worker for worker in self._workers.values() if worker.is_serving]
 
     def _kill(self, worker: _Worker, verdict: Callable[[Task], Outcome]) -> None:
-        if worker.verdict is None and self._control is not None:
-            worker.verdict = verdict
+        """Have a worker killed for its current task, and only for that: what waits behind it is taken back."""
+        self._take_back(worker)
+        if worker.verdict is not None or self._control is None:
+            return
+        worker.is_leaving = True
+        if worker.assigned:
+            worker.verdict = (worker.assigned[0].attempt_id, verdict)
+        # If the zygote is dead, so is the worker.
+        with suppress(OSError):
             self._control.send(orjson.dumps({"order": "kill", "number": worker.number}))
 
-    def _exited(self, worker: _Worker, code: int) -> None:
+    def _exited(self, worker: _Worker, cause: Callable[[Task], Outcome]) -> None:
         """Settle what a dead worker leaves: outcomes on their way, tasks it never read, and the one it died of."""
         self._read(worker)
         self._take_back(worker)
-        if worker.assigned:
+        if not (worker.assigned or worker.has_served or worker.is_leaving):
+            # What it died of would kill the next one, too.
+            self._no_fork_before = self._now() + _FORK_PAUSE
+        # More than one is left if an entry read its worker's tasks, or answered for others.
+        while worker.assigned:
             task = worker.assigned.popleft()
-            verdict = worker.verdict or (lambda lost: _crashed(lost, code))
-            self._report([replace(verdict(task), output=worker.output.read())])
+            judge = worker.verdict[1] if worker.verdict and worker.verdict[0] == task.attempt_id else cause
+            self._report([replace(judge(task), output=worker.output.read())])
         self._forget(worker)
         if not self._is_draining:
-            self._grow(max(self._least - self.alive, 0))
+            self._refill()
         self._feed()
 
     def _forget(self, worker: _Worker) -> None:
@@ -322,48 +378,79 @@ class WorkerPool:
 
     def _feed(self) -> None:
         """Give waiting tasks to the workers with the fewest."""
-        workers = sorted(self._serving(), key=lambda worker: len(worker.assigned))
-        for worker in workers:
+        workers = [] if self._is_draining else sorted(self._serving(), key=lambda worker: len(worker.assigned))
+        for index, worker in enumerate(workers):
             room = self._depth(worker) - len(worker.assigned)
-            share = -(-len(self._queue) // len(workers))
-            for _ in range(min(room, max(share, 1), len(self._queue))):
-                self._assign(worker)
+            share = -(-len(self._queue) // (len(workers) - index))
+            for _ in range(min(room, share)):
+                if not self._assign(worker):
+                    break
         if self._queue or any(worker.assigned for worker in self._workers.values()):
             self._schedule_tick()
         if self.appetite:
             self._on_appetite()
 
-    def _assign(self, worker: _Worker) -> None:
-        waiting = self._queue.popleft()
+    def _assign(self, worker: _Worker) -> bool:
+        """Send the next task to a worker; tells whether it may get more."""
+        waiting = self._queue[0]
         try:
             worker.tasks.send(waiting.message, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            self._queue.appendleft(waiting)
-            return
+        except OSError as error:
+            return self._not_assigned(worker, error)
+        self._queue.popleft()
         if not worker.assigned:
             worker.current_since = self._now()
         worker.assigned.append(waiting.task)
+        return True
+
+    def _not_assigned(self, worker: _Worker, error: OSError) -> bool:
+        if error.errno == errno.EMSGSIZE:
+            self._report([_refused(self._queue.popleft().task)])
+            return True
+        if error.errno not in _FULL:
+            # An entry has closed what its worker reads tasks from.
+            self._kill(worker, _spoke_nonsense)
+        return False
 
     def _take_back(self, worker: _Worker) -> None:
         """Read what waits in a worker's socket in its stead; what we get it has not begun, and never will."""
-        while message := _received(worker.unread, MAXIMUM_TASK_BYTES):
+        messages = []
+        while message := _received(worker.unread):
+            messages.append(message)
+        # They come in the order in which they were sent, so they are the last ones assigned. If there are more, then an
+        # entry has answered for a task that its worker did not read, and that one is over.
+        for message in reversed(messages[-len(worker.assigned) :] if worker.assigned else []):
             self._queue.appendleft(_Waiting(worker.current_since, worker.assigned.pop(), message))
 
     def _read(self, worker: _Worker) -> None:
-        try:
-            while data := _received(worker.outcomes, _READ_BYTES):
-                self._settle(worker, worker.reader.feed(data))
-        except WorkerProtocolError:
-            self._kill(worker, _spoke_nonsense)
-
-    def _settle(self, worker: _Worker, outcomes: Sequence[Outcome]) -> None:
-        if not outcomes:
+        if not worker.is_trusted:
             return
+        try:
+            while data := worker.outcomes.recv(_READ_BYTES):
+                self._settle(worker, data)
+        except BlockingIOError:
+            return
+        except WorkerProtocolError:
+            worker.is_trusted = False
+            self._kill(worker, _spoke_nonsense)
+        # It has hung up or talks nonsense; how it ended, the zygote tells.
+        asyncio.get_running_loop().remove_reader(worker.outcomes)
+
+    def _settle(self, worker: _Worker, data: bytes) -> None:
+        outcomes: list[Outcome] = []
+        try:
+            for outcome in worker.reader.feed(data):
+                if not worker.assigned or worker.assigned[0].attempt_id != outcome.attempt_id:
+                    raise WorkerProtocolError("an outcome of a task that is not the worker's")
+                worker.assigned.popleft()
+                outcomes.append(outcome)
+        finally:
+            if outcomes:
+                self._finished(worker, outcomes)
+
+    def _finished(self, worker: _Worker, outcomes: Sequence[Outcome]) -> None:
         now = self._now()
-        for outcome in outcomes:
-            if not worker.assigned or worker.assigned[0].attempt_id != outcome.attempt_id:
-                raise WorkerProtocolError("an outcome of a task that is not the worker's")
-            worker.assigned.popleft()
+        worker.has_served = True
         seconds = min((now - worker.current_since) / len(outcomes), _STUCK)
         self._typical += (seconds - self._typical) * min(_SMOOTHING * len(outcomes), 1.0)
         worker.current_since = now
@@ -399,9 +486,13 @@ class WorkerPool:
             self._take_back(worker)
 
     def _resize(self, now: float) -> None:
-        if self._queue and now - self._queue[0].since > _STUCK and not self._is_draining:
-            self._grow(min(len(self._queue), self._most - self.alive))
-            self._feed()
+        if self._is_draining:
+            return
+        if self._queue and now - self._queue[0].since > _STUCK and now >= self._no_fork_before:
+            forking = sum(1 for worker in self._workers.values() if worker.pid is None)
+            self._grow(min(len(self._queue) - forking, self._most - self.alive))
+        if self.alive < self._least:
+            self._refill()
         if self._queue or self.busy == self.alive:
             self._idle_since = now
         elif now - self._idle_since > _IDLE_UNTIL_SHRUNK:
@@ -410,8 +501,9 @@ class WorkerPool:
             self._schedule_tick()
 
     def _shrink(self) -> None:
-        idle = [worker for worker in self._serving() if not worker.assigned]
-        for worker in idle[: self.alive - self._least]:
+        serving = self._serving()
+        idle = [worker for worker in serving if not worker.assigned]
+        for worker in idle[: max(len(serving) - self._least, 0)]:
             worker.is_leaving = True
             worker.tasks.close()
 
@@ -427,12 +519,31 @@ class WorkerPool:
             self._all_ended.set()
 
 
-def _received(end: socket.socket, most: int) -> bytes:
-    """Receive without waiting; nothing at all if nothing is there, or nobody is at the other end."""
+def _received(end: socket.socket) -> bytes:
+    """Receive a task without waiting; nothing at all if nothing is there, or nobody is at the other end."""
     try:
-        return end.recv(most, socket.MSG_DONTWAIT)
-    except (BlockingIOError, ConnectionResetError):
+        return end.recv(MAXIMUM_TASK_BYTES, socket.MSG_DONTWAIT)
+    except BlockingIOError:
         return b""
+
+
+async def _wait_until_ready(control: socket.socket) -> None:
+    message = b""
+    with suppress(ConnectionResetError):
+        message = await asyncio.get_running_loop().sock_recv(control, _READ_BYTES)
+    if not message:
+        raise WorkersUnavailableError("The worker processes could not be started; standard error tells why")
+    event = orjson.loads(message)
+    if event["event"] != "ready":
+        raise WorkersUnavailableError(event["message"])
+
+
+def _end(process: subprocess.Popen[bytes], *, grace: float) -> None:
+    try:
+        process.wait(grace)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _refused(task: Task) -> Outcome:
@@ -459,6 +570,15 @@ def _lost_at_shutdown(task: Task) -> Outcome:
         status="lost",
         reason="Shutdown",
         message="The runner stopped, and the entry did not end within the time given.",
+    )
+
+
+def _lost_with_zygote(task: Task) -> Outcome:
+    return Outcome(
+        attempt_id=task.attempt_id,
+        status="lost",
+        reason="WorkersLost",
+        message="The worker processes were ended from outside while the entry ran; nobody knows how far it came.",
     )
 
 

@@ -16,8 +16,9 @@ import socket
 import sys
 import traceback
 from collections.abc import Awaitable
+from contextlib import suppress
 from types import TracebackType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import orjson
 from pydantic import ValidationError
@@ -46,7 +47,12 @@ from cronplane_operator.worker_protocol import (
     storable,
 )
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
 _PR_SET_PDEATHSIG = 1
+# Sent to the zygote by the kernel when the runner dies; SIGTERM would not do, see `_ignore_termination`.
+_RUNNER_DIED = signal.SIGUSR1
 _CONTROL_BYTES = 4096
 _DESCRIPTORS = 3
 
@@ -54,8 +60,9 @@ _DESCRIPTORS = 3
 class Zygote:
     """Forks workers on request, tells when one ends, and kills one when told to."""
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, *, runner: int) -> None:
         self._control = control
+        self._runner = runner
         self._workers: dict[int, int] = {}
         self._wakeup, self._wakeup_writer = socket.socketpair()
         self._wakeup_writer.settimeout(0)
@@ -64,7 +71,20 @@ class Zygote:
         signal.set_wakeup_fd(self._wakeup_writer.fileno())
 
     def serve(self) -> None:
-        """Serve until the runner hangs up."""
+        """Serve until the runner hangs up or dies; then no worker is left, and nothing that one of them started."""
+        try:
+            signal.signal(_RUNNER_DIED, _hang_up)
+            _die_with_parent(self._runner, _RUNNER_DIED)
+            self._control.send(orjson.dumps({"event": "ready"}))
+            self._listen()
+        except ConnectionError:
+            return
+        finally:
+            signal.set_wakeup_fd(-1)
+            for pid in self._workers:
+                _kill(pid)
+
+    def _listen(self) -> None:
         with selectors.DefaultSelector() as selector:
             selector.register(self._control, selectors.EVENT_READ)
             selector.register(self._wakeup, selectors.EVENT_READ)
@@ -76,15 +96,16 @@ class Zygote:
                     return
 
     def _obey(self) -> bool:
-        message, descriptors, _, _ = socket.recv_fds(self._control, _CONTROL_BYTES, _DESCRIPTORS)
+        message, descriptors, _, _ = socket.recv_fds(
+            self._control, _CONTROL_BYTES, _DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+        )
         if not message:
             return False
         order = orjson.loads(message)
         if order["order"] == "fork":
             self._fork(order["number"], *descriptors)
         elif (pid := self._pid(order["number"])) is not None:
-            # The whole group, since an entry may have started programs of its own.
-            os.killpg(pid, signal.SIGKILL)
+            _kill(pid)
         return True
 
     def _pid(self, number: int) -> int | None:
@@ -92,44 +113,85 @@ class Zygote:
 
     def _fork(self, number: int, tasks: int, outcomes: int, output: int) -> None:
         zygote = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            self._control.close()
-            _become_worker(zygote, tasks, outcomes, output)
-        for descriptor in (tasks, outcomes, output):
-            os.close(descriptor)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._become_worker(zygote, tasks, outcomes, output)
+        except OSError:
+            # No memory or no process is left: the workers that there are go on.
+            self._say({"event": "exited", "number": number, "code": 1})
+            return
+        finally:
+            for descriptor in (tasks, outcomes, output):
+                os.close(descriptor)
         self._workers[pid] = number
         self._say({"event": "forked", "number": number, "pid": pid})
 
     def _reap(self) -> None:
         self._wakeup.recv(_CONTROL_BYTES)
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            number = self._workers.pop(pid)
-            self._say({"event": "exited", "number": number, "code": os.waitstatus_to_exitcode(status)})
+        while (pid := _ended_child()) is not None:
+            number = self._workers.pop(pid, None)
+            if number is not None:
+                # While it is not reaped, its process group cannot be another's.
+                _kill(pid)
+            _, status = os.waitpid(pid, 0)
+            if number is not None:
+                self._say({"event": "exited", "number": number, "code": os.waitstatus_to_exitcode(status)})
 
     def _say(self, event: dict[str, object]) -> None:
         self._control.send(orjson.dumps(event))
 
+    def _become_worker(self, zygote: int, tasks: int, outcomes: int, output: int) -> NoReturn:
+        """Turn this fork into a worker, in a session of its own so that nothing meant for us reaches it."""
+        code = 1
+        try:
+            self._leave()
+            os.setsid()
+            _die_with_parent(zygote, signal.SIGKILL)
+            _silence()
+            memory = SharedOutput(output)
+            os.close(output)
+            Worker(socket.socket(fileno=tasks), socket.socket(fileno=outcomes), memory).serve()
+            code = 0
+        finally:
+            os._exit(code)
 
-def _become_worker(zygote: int, tasks: int, outcomes: int, output: int) -> NoReturn:
-    """Turn a fork of the zygote into a worker, in a session of its own so that nothing meant for us reaches it."""
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.setsid()
-    _die_with_parent(zygote)
-    _silence()
-    code = 1
+    def _leave(self) -> None:
+        """Let go of what is the zygote's."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(_RUNNER_DIED, signal.SIG_DFL)
+        for end in (self._control, self._wakeup, self._wakeup_writer):
+            end.close()
+
+
+def _hang_up(*_: object) -> NoReturn:
+    raise ConnectionAbortedError("the runner is gone")
+
+
+def _ended_child() -> int | None:
     try:
-        Worker(socket.socket(fileno=tasks), socket.socket(fileno=outcomes), SharedOutput(output)).serve()
-        code = 0
-    finally:
-        os._exit(code)
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    return None if ended is None else ended.si_pid
+
+
+def _kill(pid: int) -> None:
+    """Kill a worker that was not reaped, and its whole group, since an entry may have started programs of its own."""
+    with suppress(PermissionError):
+        os.kill(pid, signal.SIGKILL)
+    # It has no group yet if it was forked a moment ago.
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _ignore_termination() -> None:
+    """Leave SIGTERM to the runner, which drains: a service manager sends it to every process of a service.
+
+    A handler, since an ignored signal would be ignored by the programs that an entry starts, too.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: None)
 
 
 def _silence() -> None:
@@ -147,20 +209,27 @@ class Worker:
         self._tasks = tasks
         self._outcomes = outcomes
         self._output = output
+        self._message = bytearray(MAXIMUM_TASK_BYTES)
         self._loop = asyncio.new_event_loop()
-        sys.stdout = sys.stderr = OutputStream(output)
+        self._stream = io.TextIOWrapper(OutputFile(output), encoding="utf-8", errors="replace", write_through=True)
         self._log = logging.getLogger("cronplane.entry")
         self._log.setLevel(logging.INFO)
         logging.basicConfig(
-            level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", force=True
+            level=logging.WARNING, stream=self._stream, format="%(asctime)s %(levelname)s %(message)s", force=True
         )
 
     def serve(self) -> None:
         """Run one task after another."""
-        while message := self._tasks.recv(MAXIMUM_TASK_BYTES):
-            self._output.clear()
-            outcome = self._run(decode_task(message))
+        process = os.getpid()
+        while length := self._tasks.recv_into(self._message):
+            sys.stdout = sys.stderr = self._stream
+            outcome = self._run(decode_task(self._message[:length]))
+            if os.getpid() != process:
+                # An entry has forked, and its child came back here: the task is its parent's.
+                return
             self._outcomes.sendall(encode_outcome(outcome))
+            # Now and not later: whenever the next task's worker is killed, this is no output of that task.
+            self._output.clear()
 
     def _run(self, task: Task) -> Outcome:
         stage = "EntryUnknown"
@@ -216,8 +285,10 @@ class Worker:
         )
 
 
-class OutputStream(io.TextIOBase):
+class OutputFile(io.BufferedIOBase):
     """What an entry prints to: bounded memory, and never our own log."""
+
+    name = "<output>"
 
     def __init__(self, output: SharedOutput) -> None:
         self._output = output
@@ -226,10 +297,14 @@ class OutputStream(io.TextIOBase):
         """Say that it can be written to."""
         return True
 
-    def write(self, text: str) -> int:
-        """Keep as much as there is room for."""
-        self._output.append(text.encode("utf-8", "replace"))
-        return len(text)
+    def write(self, data: "ReadableBuffer") -> int:
+        """Keep as much as there is room for, and take all of it."""
+        written = bytes(data)
+        self._output.append(written)
+        return len(written)
+
+    def close(self) -> None:
+        """Stay open: an entry may close what it prints to, and the next run prints to the same."""
 
 
 _SENTENCES = {
@@ -269,18 +344,22 @@ def _message(error: BaseException) -> str:
     if isinstance(error, ValidationError):
         # Its text would repeat the values, which may be the payload's.
         return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
-    return str(error)
+    try:
+        return str(error)
+    except BaseException as failure:  # noqa: BLE001 - an entry's own exception may raise anything
+        return f"(no message: it raised {type(failure).__name__})"
 
 
-def _die_with_parent(parent: int) -> None:
-    """Be killed when the process that made us dies (prctl(2)); it may have died before we asked."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _die_with_parent(parent: int, death: signal.Signals) -> None:
+    """Get the signal `death` when the process that made us dies (prctl(2)); it may have died before we asked."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, death)
     if os.getppid() != parent:
         os._exit(1)
 
 
 def _serve_zygote(control: socket.socket, runner: int) -> None:
-    _die_with_parent(runner)
+    _ignore_termination()
+    _die_with_parent(runner, signal.SIGKILL)
     try:
         load_entries()
     except CronplaneError as error:
@@ -289,14 +368,14 @@ def _serve_zygote(control: socket.socket, runner: int) -> None:
     # What is frozen is not touched by the collector, so that workers share its memory.
     gc.collect()
     gc.freeze()
-    zygote = Zygote(control)
-    control.send(orjson.dumps({"event": "ready"}))
-    zygote.serve()
+    Zygote(control, runner=runner).serve()
 
 
 def main(arguments: list[str]) -> None:
     """Serve as the zygote: the first argument is the control socket's descriptor, the second the runner's pid."""
-    _serve_zygote(socket.socket(fileno=int(arguments[0])), int(arguments[1]))
+    control = socket.socket(fileno=int(arguments[0]))
+    control.set_inheritable(False)
+    _serve_zygote(control, int(arguments[1]))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 A worker runs other people's code, so nothing that it says is unpickled, and it is checked before it is believed.
 """
 
+import fcntl
 import mmap
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from datetime import datetime
 from uuid import UUID
 
@@ -67,23 +70,28 @@ class Outcome:
     output: str = ""
 
 
+_HEADER = tuple(each.name for each in fields(Task) if each.name != "payload_json")
+
+
 def encode_task(task: Task) -> bytes:
-    """Write a task as one message."""
-    return orjson.dumps(task)
+    """Write a task as a line of JSON, then its payload as it is: quoted, it could be twice as long."""
+    return orjson.dumps({name: getattr(task, name) for name in _HEADER}) + b"\n" + task.payload_json.encode()
 
 
-def decode_task(message: bytes) -> Task:
+def decode_task(message: bytes | bytearray) -> Task:
     """Read a task; it comes from the runner, and is believed."""
-    fields = orjson.loads(message)
+    line, _, payload = message.partition(b"\n")
+    header = orjson.loads(line)
     return Task(
         **{
-            **fields,
-            "attempt_id": UUID(fields["attempt_id"]),
-            "cron_id": UUID(fields["cron_id"]),
-            "organization_id": UUID(fields["organization_id"]),
-            "run_id": UUID(fields["run_id"]),
-            "scheduled_for": datetime.fromisoformat(fields["scheduled_for"]),
-            "deadline": datetime.fromisoformat(fields["deadline"]),
+            **header,
+            "payload_json": payload.decode(),
+            "attempt_id": UUID(header["attempt_id"]),
+            "cron_id": UUID(header["cron_id"]),
+            "organization_id": UUID(header["organization_id"]),
+            "run_id": UUID(header["run_id"]),
+            "scheduled_for": datetime.fromisoformat(header["scheduled_for"]),
+            "deadline": datetime.fromisoformat(header["deadline"]),
         }
     )
 
@@ -100,15 +108,15 @@ class OutcomeReader:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> list[Outcome]:
-        """Take in what arrived and give the outcomes that are whole.
+    def feed(self, data: bytes) -> Iterator[Outcome]:
+        """Take in what arrived and give the outcomes that are whole, one by one: those before a bad one still count.
 
         Raises:
             WorkerProtocolError: this is not what a worker of ours sends.
 
         """
         self._buffer += data
-        outcomes, start = [], 0
+        start = 0
         while len(self._buffer) - start >= _LENGTH_BYTES:
             length = int.from_bytes(self._buffer[start : start + _LENGTH_BYTES], "big")
             if length > MAXIMUM_FRAME_BYTES:
@@ -116,13 +124,12 @@ class OutcomeReader:
             end = start + _LENGTH_BYTES + length
             if len(self._buffer) < end:
                 break
-            outcomes.append(_decode_outcome(bytes(self._buffer[start + _LENGTH_BYTES : end])))
+            yield _decode_outcome(self._buffer[start + _LENGTH_BYTES : end])
             start = end
         del self._buffer[:start]
-        return outcomes
 
 
-def _decode_outcome(body: bytes) -> Outcome:
+def _decode_outcome(body: bytearray) -> Outcome:
     try:
         fields = orjson.loads(body)
         error = fields["error"]
@@ -151,8 +158,8 @@ def _error(fields: dict[str, object]) -> ErrorRecord:
 
 
 def _text(value: object, longest: int) -> str:
-    if not isinstance(value, str) or len(value) > longest:
-        raise TypeError("not a text, or too long")
+    if not isinstance(value, str) or len(value) > longest or "\0" in value:
+        raise TypeError("not a text, too long, or nothing that PostgreSQL could hold")
     return value
 
 
@@ -164,7 +171,8 @@ def storable(text: str, *, longest: int) -> str:
 class SharedOutput:
     """Memory that a worker writes its output to, and that the runner can read even when the worker is dead.
 
-    It begins with the number of bytes written so far; what does not fit is counted and not kept.
+    It begins with the number of bytes written so far; what does not fit is counted and not kept. Its size is sealed:
+    reading memory that a worker had cut off would end the runner.
     """
 
     _HEADER_BYTES = 8
@@ -172,6 +180,14 @@ class SharedOutput:
 
     def __init__(self, descriptor: int) -> None:
         self._memory = mmap.mmap(descriptor, self.SIZE)
+
+    @classmethod
+    def allocate(cls) -> int:
+        """Make such memory and give its descriptor, which the caller closes."""
+        descriptor = os.memfd_create("cronplane-output", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(descriptor, cls.SIZE)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        return descriptor
 
     def clear(self) -> None:
         """Forget what was written."""

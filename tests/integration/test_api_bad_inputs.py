@@ -437,7 +437,7 @@ async def test_every_error_is_named_at_once(api: Any) -> None:
     }
     problem = (await api.call("POST", "", json=body)).json()
     pointers = {error["pointer"] for error in problem["errors"]}
-    assert {"/name", "/cron_expr", "/timeout", "/payload/message"} == pointers
+    assert pointers == {"/name", "/cron_expr", "/tz", "/timeout", "/payload/message"}
     assert all(error["message"] and error["type"] for error in problem["errors"])
 
 

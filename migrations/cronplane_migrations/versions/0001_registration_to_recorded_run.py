@@ -45,8 +45,8 @@ STATEMENTS = (
         key text NOT NULL,
         fingerprint bytea NOT NULL,
         status integer,
-        headers jsonb,
-        body jsonb,
+        headers json,
+        body json,
         created_at timestamptz DEFAULT scheduler.now() NOT NULL,
         CONSTRAINT idempotency_keys_pkey PRIMARY KEY (scope, key)
     )

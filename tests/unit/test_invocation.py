@@ -1,0 +1,223 @@
+"""Calling an entry's functions: what it accepts, refuses, raises and returns."""
+
+import asyncio
+import math
+from collections.abc import Awaitable
+from dataclasses import replace
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from pydantic import field_validator
+
+from cronplane_entries import dummy_print
+from cronplane_entries.core import (
+    BaseExecutionPayload,
+    BaseUserPayload,
+    CronEntrySpec,
+    Organization,
+    RegistrationContext,
+    RegistrationRefusedError,
+    Services,
+    User,
+)
+from cronplane_entries.invocation import (
+    MAXIMUM_RESULT_BYTES,
+    EntryContractError,
+    PayloadInvalidError,
+    ResultInvalidError,
+    encode_result,
+    execute,
+    load_execution_payload,
+    register,
+    validate_execution,
+)
+
+CONTEXT = RegistrationContext(
+    organization=Organization(id=uuid4(), name="acme"),
+    user=User(id="key:1", name="somebody"),
+    cron_id=uuid4(),
+    services=Services(),
+)
+SECRET = "a-secret-that-nobody-may-read"
+
+
+class Asked(BaseUserPayload):
+    identity: UUID | None = None
+    number: int = 0
+    text: str = ""
+
+    @field_validator("text")
+    @classmethod
+    def not_forbidden(cls, value: str) -> str:
+        if value == SECRET:
+            raise ValueError("this text is forbidden")
+        return value
+
+
+class Kept(BaseExecutionPayload):
+    identity: UUID | None
+    number: int
+
+
+def keep(payload: Asked, *, context: RegistrationContext) -> Kept:
+    return Kept(identity=payload.identity, number=payload.number)
+
+
+async def keep_async(payload: Asked, *, context: RegistrationContext) -> Kept:
+    return keep(payload, context=context)
+
+
+SPEC: CronEntrySpec[Any, Any] = CronEntrySpec(
+    user_payload_model=Asked,
+    execution_payload_model=Kept,
+    registration_validator=keep,
+    execution_validator=lambda payload, **_: None,
+    executor=lambda payload, **_: {"number": payload.number},
+)
+
+
+@pytest.mark.parametrize("validator", [keep, keep_async])
+async def test_a_payload_is_read_as_json_is_and_nothing_is_coerced(validator: Any) -> None:
+    identity = uuid4()
+    spec = replace(SPEC, registration_validator=validator)
+    found = await register(spec, payload={"identity": str(identity), "number": 2**53 + 1}, context=CONTEXT)
+    assert found.user_payload == {"identity": str(identity), "number": 2**53 + 1, "text": ""}
+    assert found.execution_payload == {"identity": str(identity), "number": 2**53 + 1}
+    with pytest.raises(PayloadInvalidError) as refused:
+        await register(spec, payload={"number": "1"}, context=CONTEXT)
+    assert [error.path for error in refused.value.errors] == [("number",)]
+
+
+async def test_no_refusal_repeats_what_was_sent() -> None:
+    for payload in ({"text": SECRET}, {"number": SECRET}, {"unknown": SECRET}, {"identity": SECRET}):
+        with pytest.raises(PayloadInvalidError) as refused:
+            await register(SPEC, payload=payload, context=CONTEXT)
+        assert SECRET not in str(refused.value)
+
+
+async def test_a_validator_refuses_with_or_without_a_path() -> None:
+    def refuse(payload: Asked, *, context: RegistrationContext) -> Kept:
+        raise RegistrationRefusedError("not this one", field=("number",))
+
+    def fail(payload: Asked, *, context: RegistrationContext) -> Kept:
+        raise ValueError("nor this one")
+
+    for validator, path, message in ((refuse, ("number",), "not this one"), (fail, (), "nor this one")):
+        with pytest.raises(PayloadInvalidError) as refused:
+            await register(replace(SPEC, registration_validator=validator), payload={}, context=CONTEXT)
+        [error] = refused.value.errors
+        assert (error.path, error.message) == (path, message)
+
+
+async def test_a_validator_that_breaks_its_contract_is_told_from_a_payload_that_is_wrong() -> None:
+    def wrong(payload: Asked, **_: object) -> Any:
+        return {"number": 1}
+
+    def broken(payload: Asked, **_: object) -> Kept:
+        raise KeyError(SECRET)
+
+    for validator in (wrong, broken):
+        with pytest.raises(EntryContractError) as refused:
+            await register(replace(SPEC, registration_validator=validator), payload={}, context=CONTEXT)
+        assert SECRET not in str(refused.value)
+
+
+async def test_a_sync_validator_holds_up_nobody_else() -> None:
+    elsewhere = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def wait_for_somebody_else(payload: Asked, *, context: RegistrationContext) -> Kept:
+        asyncio.run_coroutine_threadsafe(asyncio.wait_for(elsewhere.wait(), 10), loop).result()
+        return keep(payload, context=context)
+
+    registering = asyncio.create_task(
+        register(replace(SPEC, registration_validator=wait_for_somebody_else), payload={}, context=CONTEXT)
+    )
+    loop.call_soon(elsewhere.set)
+    await registering
+
+
+def test_a_stored_payload_that_the_model_no_longer_takes_is_refused() -> None:
+    assert load_execution_payload(SPEC, '{"identity": null, "number": 3}') == Kept(identity=None, number=3)
+    with pytest.raises(PayloadInvalidError):
+        load_execution_payload(SPEC, '{"identity": null}')
+
+
+async def _async_result(payload: Any, **_: object) -> dict[str, object]:
+    return {"number": payload.number}
+
+
+@pytest.mark.parametrize("executor", [SPEC.executor, _async_result])
+def test_sync_and_async_executors_are_alike(executor: Any) -> None:
+    def run(awaitable: Awaitable[object]) -> object:
+        async def awaited() -> object:
+            return await awaitable
+
+        return asyncio.run(awaited())
+
+    context: Any = None
+    payload = Kept(identity=None, number=7)
+    spec = replace(SPEC, executor=executor)
+    validate_execution(spec, payload=payload, context=context, run_until_complete=run)
+    assert execute(spec, payload=payload, context=context, run_until_complete=run) == {"number": 7}
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        [1],
+        "text",
+        {"a": math.nan},
+        {"a": math.inf},
+        {"a": "\0"},
+        {"a\0": 1},
+        {"a": "\ud800"},
+        {"a": object()},
+        {"a": b"bytes"},
+        {"a": "x" * MAXIMUM_RESULT_BYTES},
+    ],
+)
+def test_a_result_that_cannot_be_kept_is_refused(result: Any) -> None:
+    with pytest.raises(ResultInvalidError):
+        encode_result(result)
+
+
+def test_a_result_is_kept_as_it_is() -> None:
+    assert encode_result(None) is None
+    assert encode_result({"é": 2**53 + 1, "text": "\\u0000"}) == '{"é":9007199254740993,"text":"\\\\u0000"}'
+
+
+async def test_dummy_print_refuses_a_blank_message_and_remembers_who_registered() -> None:
+    spec: Any = dummy_print.spec
+    found = await register(spec, payload={"message": "hi"}, context=CONTEXT)
+    assert found.execution_payload == {
+        "message": "hi",
+        "error_rate": 0.0,
+        "user_id": "key:1",
+        "organization_id": str(CONTEXT.organization.id),
+    }
+    refused: list[dict[str, Any]] = [{"message": " \n"}, {}, {"message": "x", "error_rate": 1.5}]
+    for payload in refused:
+        with pytest.raises(PayloadInvalidError):
+            await register(spec, payload=payload, context=CONTEXT)
+
+
+def test_dummy_print_prints_or_fails_at_its_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    class Context:
+        attempt = 1
+
+        class run:  # noqa: N801
+            id = 1
+
+        class log:  # noqa: N801
+            debug = staticmethod(lambda *_: None)
+
+    context: Any = Context()
+    values: dict[str, Any] = {"message": "hi", "user_id": "key:1", "organization_id": uuid4()}
+    assert dummy_print.execute(dummy_print.ExecutionPayload(error_rate=0, **values), context=context) == {
+        "printed_characters": 2
+    }
+    assert capsys.readouterr().out == "hi\n"
+    with pytest.raises(dummy_print.DummyPrintError):
+        dummy_print.execute(dummy_print.ExecutionPayload(error_rate=1, **values), context=context)
