@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx2
 import typer
 import uvicorn
 from fastapi import FastAPI
@@ -94,9 +95,19 @@ async def _serve_until_signalled(application: FastAPI, listener: socket.socket, 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, lambda: None)
     server = uvicorn.Server(uvicorn.Config(application, log_config=None, access_log=False, lifespan="on"))
-    async with asyncio.TaskGroup() as group:
-        group.create_task(asyncio.to_thread(guide.welcome))
-        await server.serve(sockets=[listener])
+    welcome = asyncio.create_task(_welcome(guide, server))
+    await server.serve(sockets=[listener])
+    await welcome
+
+
+async def _welcome(guide: Guide, server: uvicorn.Server) -> None:
+    """Show the newcomer around; if that fails, so does the start, but a signal meanwhile is no failure."""
+    try:
+        await asyncio.to_thread(guide.welcome)
+    except (CommandError, httpx2.HTTPError) as error:
+        if not server.should_exit:
+            server.should_exit = True
+            raise CommandError(f"The demonstration could not be set up: {error}") from error
 
 
 def _listener(options: Options) -> socket.socket:

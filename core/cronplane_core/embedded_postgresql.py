@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 import psycopg
 
@@ -131,7 +131,7 @@ class EmbeddedPostgresql:
         settings = {**_SETTINGS, "unix_socket_directories": str(self.socket_directory), **self.settings}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         command = [str(programs / "postgres"), "-D", str(self.data_directory), *options]
-        with self.log_file.open("ab", opener=_open_no_link) as log:
+        with _open_log(self.log_file) as log:
             # In a session of its own, so that Ctrl-C in a terminal lets the rest of us stop first.
             return subprocess.Popen(
                 _launched(command, account),
@@ -292,9 +292,9 @@ def _environment() -> dict[str, str]:
     return {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 
 
-def _open_no_link(path: str, flags: int) -> int:
-    """Refuse a link: the data folder is the server's user's, and as root we would follow it anywhere."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o644)
+def _open_log(path: Path) -> BinaryIO:
+    """Open it unless it is a link: the data folder is the server's user's, and as root we would follow it anywhere."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644), "ab")
 
 
 def _wait_for_exit(server: subprocess.Popen[bytes], *, seconds: float) -> None:

@@ -25,7 +25,7 @@ class RegistrationRefusedError(EntryError):
     """Raised by a registration validator to refuse a payload for a reason its model cannot express.
 
     `message` is shown to the person who registers; `field` is the path below the payload, outermost name first.
-    A `ValueError` is treated alike, without a path.
+    A `ValueError` or an `AssertionError` is treated alike, without a path.
     """
 
     def __init__(self, message: str, *, field: tuple[str | int, ...] = ()) -> None:
@@ -36,13 +36,17 @@ class RegistrationRefusedError(EntryError):
 class BaseUserPayload(BaseModel):
     """What a person sends: strict (no coercion of types) and closed (unknown fields are refused)."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    # Whatever logs or records a ValidationError must not repeat the payload.
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class BaseExecutionPayload(BaseModel):
-    """What the executor gets: written by the registration validator, stored as JSON, validated again before a run."""
+    """What the executor gets: written by the registration validator, stored as JSON, validated again before a run.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    A value that JSON would change, a `SecretStr` or a tuple in a field of type `Any`, is refused at registration.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class ExecutionMode(enum.StrEnum):

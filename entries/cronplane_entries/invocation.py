@@ -8,15 +8,19 @@ import asyncio
 import inspect
 import json
 import math
+import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from itertools import islice
+from typing import TypeVar
 
 from pydantic import BaseModel, JsonValue, ValidationError
+from pydantic_core import ErrorDetails, PydanticSerializationError
 
 from cronplane_entries.core import (
     AnyCronEntrySpec,
     BaseExecutionPayload,
+    BaseUserPayload,
     EntryError,
     ExecutionContext,
     RegistrationContext,
@@ -25,6 +29,10 @@ from cronplane_entries.core import (
 
 MAXIMUM_PAYLOAD_BYTES = 128 * 1024
 MAXIMUM_RESULT_BYTES = 64 * 1024
+# What reads a payload or a result later, pydantic among it, has limits of its own.
+DEEPEST_NESTING = 64
+MOST_ERRORS = 100
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 T = TypeVar("T")
@@ -40,10 +48,11 @@ class FieldError:
 
 
 class PayloadInvalidError(EntryError):
-    """The payload is refused; `errors` say where and why."""
+    """The payload is refused; `errors` say where and why, the first hundred of them."""
 
     def __init__(self, errors: Iterable[FieldError]) -> None:
-        self.errors = tuple(errors)
+        # A small payload may be wrong in thousands of places, and nobody reads so many.
+        self.errors = tuple(islice(errors, MOST_ERRORS))
         super().__init__("; ".join(f"{'.'.join(map(str, e.path)) or 'payload'}: {e.message}" for e in self.errors))
 
 
@@ -70,19 +79,28 @@ async def register(
 
     Raises:
         PayloadInvalidError: the entry refuses the payload.
-        EntryContractError: the validator did not return an execution payload, or failed otherwise.
+        EntryContractError: the validator failed otherwise, or returned no execution payload that can be kept as JSON.
 
     """
     user_payload = _load(spec.user_payload_model, json.dumps(payload), strict=True)
+    execution_payload = await _execution_payload(spec, user_payload, context)
+    kept = _dump(execution_payload)
+    _check_is_unchanged(spec, execution_payload, kept)
+    return Registration(user_payload=_dump(user_payload), execution_payload=kept)
+
+
+async def _execution_payload(
+    spec: AnyCronEntrySpec, user_payload: BaseUserPayload, context: RegistrationContext
+) -> BaseExecutionPayload:
     try:
         execution_payload = await _call_validator(spec, user_payload, context)
     except RegistrationRefusedError as error:
-        raise PayloadInvalidError([FieldError(path=error.field, message=str(error), type="refused")]) from error
+        raise PayloadInvalidError([_refusal(error, path=error.field)]) from error
     except ValidationError as error:
         raise PayloadInvalidError(_field_errors(error)) from error
-    except ValueError as error:
-        raise PayloadInvalidError([FieldError(path=(), message=str(error), type="refused")]) from error
-    except Exception as error:
+    except (ValueError, AssertionError) as error:
+        raise PayloadInvalidError([_refusal(error)]) from error
+    except (Exception, SystemExit) as error:
         raise EntryContractError(
             f"The entry's registration validator failed with {type(error).__name__}; tell its author"
         ) from error
@@ -91,15 +109,34 @@ async def register(
             f"The registration validator returned a {type(execution_payload).__name__}, "
             f"not a {spec.execution_payload_model.__name__}"
         )
-    return Registration(user_payload=_dump(user_payload), execution_payload=_dump(execution_payload))
+    return execution_payload
 
 
-async def _call_validator(spec: AnyCronEntrySpec, payload: Any, context: RegistrationContext) -> object:  # noqa: ANN401
+async def _call_validator(spec: AnyCronEntrySpec, payload: BaseUserPayload, context: RegistrationContext) -> object:
     """Call a validator that may be sync, and then must not hold up everybody else's requests."""
     if inspect.iscoroutinefunction(spec.registration_validator):
         return await spec.registration_validator(payload, context=context)
-    returned = await asyncio.to_thread(spec.registration_validator, payload, context=context)
+    returned = await asyncio.to_thread(_call_in_thread, spec, payload, context)
     return await returned if isinstance(returned, Awaitable) else returned
+
+
+def _call_in_thread(spec: AnyCronEntrySpec, payload: BaseUserPayload, context: RegistrationContext) -> object:
+    try:
+        return spec.registration_validator(payload, context=context)
+    except StopIteration as error:
+        # A future cannot carry it (PEP 479): whoever waits for the thread would wait forever.
+        raise RuntimeError("the validator raised StopIteration") from error
+
+
+def _check_is_unchanged(spec: AnyCronEntrySpec, payload: BaseExecutionPayload, kept: dict[str, JsonValue]) -> None:
+    """Find out now, not when the cron fires, whether the executor will get what the validator returned."""
+    try:
+        loaded = load_execution_payload(spec, json.dumps(kept))
+    except PayloadInvalidError as error:
+        raise EntryContractError(f"The entry does not accept its own execution payload from JSON: {error}") from error
+    changed = [name for name in type(loaded).model_fields if getattr(loaded, name) != getattr(payload, name)]
+    if changed:
+        raise EntryContractError(f"JSON cannot keep these of the entry's execution payload: {', '.join(changed)}")
 
 
 def load_execution_payload(spec: AnyCronEntrySpec, payload_json: str | bytes) -> BaseExecutionPayload:
@@ -149,25 +186,37 @@ def encode_result(result: object) -> str | None:
     if not isinstance(result, Mapping):
         raise ResultInvalidError(f"The executor returned a {type(result).__name__}, not a mapping")
     try:
-        text = json.dumps(result, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+        text = json.dumps(dict(result), allow_nan=False, separators=(",", ":"), ensure_ascii=False)
         size = len(text.encode())
     except UnicodeEncodeError as error:
         raise ResultInvalidError("The result has a lone surrogate, which is no character") from error
     except (TypeError, ValueError, RecursionError) as error:
-        raise ResultInvalidError(f"The result is not JSON: {type(error).__name__}") from error
-    if "\\u0000" in text and any(unstorable(json.loads(text))):
-        raise ResultInvalidError("The result has a NUL character, which PostgreSQL cannot keep")
+        raise ResultInvalidError(f"The result is not JSON: {error}") from error
     if size > MAXIMUM_RESULT_BYTES:
         raise ResultInvalidError(f"The result has {size} bytes, more than {MAXIMUM_RESULT_BYTES}")
+    if _may_be_unstorable(text):
+        for found in unstorable(json.loads(text)):
+            raise ResultInvalidError(f"The result cannot be kept: {found.message}")
     return text
 
 
+def _may_be_unstorable(text: str) -> bool:
+    """Say whether a look inside is needed; what is left to find there shows in the text, or in something like it."""
+    return "\\u0000" in text or text.count("{") + text.count("[") > DEEPEST_NESTING
+
+
 def unstorable(value: JsonValue) -> Iterator[FieldError]:
-    """Find what PostgreSQL's jsonb cannot hold: NUL characters, lone surrogates, numbers that are not finite."""
+    """Find what cannot be kept.
+
+    PostgreSQL's jsonb refuses NUL characters, lone surrogates and numbers that are not finite; what is nested more than
+    `DEEPEST_NESTING` deep could be written, but not be shown again.
+    """
     pending: list[tuple[tuple[str | int, ...], JsonValue]] = [((), value)]
     while pending:
         path, item = pending.pop()
-        if isinstance(item, dict):
+        if len(path) >= DEEPEST_NESTING and isinstance(item, dict | list):
+            yield FieldError(path=path, message=f"this is nested more than {DEEPEST_NESTING} deep", type="too_deep")
+        elif isinstance(item, dict):
             for name, child in item.items():
                 yield from _text_errors((*path, name), name)
                 pending.append(((*path, name), child))
@@ -182,7 +231,7 @@ def unstorable(value: JsonValue) -> Iterator[FieldError]:
 def _text_errors(path: tuple[str | int, ...], text: str) -> Iterator[FieldError]:
     if "\0" in text:
         yield FieldError(path=path, message="a NUL character cannot be stored", type="nul_character")
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if _SURROGATE.search(text):
         yield FieldError(path=path, message="a lone surrogate is no character", type="lone_surrogate")
 
 
@@ -194,15 +243,31 @@ def _load(model: type[ModelT], payload_json: str | bytes, *, strict: bool) -> Mo
 
 
 def _dump(model: BaseModel) -> dict[str, JsonValue]:
-    dumped: dict[str, JsonValue] = model.model_dump(mode="json")
+    """Write a model as it is read: under its aliases, and without what is computed."""
+    try:
+        dumped: dict[str, JsonValue] = model.model_dump(mode="json", by_alias=True, round_trip=True, warnings="error")
+    except PydanticSerializationError as error:
+        # Its own words may repeat a value.
+        raise EntryContractError(f"A {type(model).__name__} of the entry cannot be written as JSON") from error
     if errors := list(unstorable(dumped)):
         raise PayloadInvalidError(errors)
-    if len(json.dumps(dumped)) > MAXIMUM_PAYLOAD_BYTES:
+    if len(json.dumps(dumped, ensure_ascii=False).encode()) > MAXIMUM_PAYLOAD_BYTES:
         message = f"the payload takes more than {MAXIMUM_PAYLOAD_BYTES} bytes; make it smaller"
         raise PayloadInvalidError([FieldError(path=(), message=message, type="too_large")])
     return dumped
 
 
 def _field_errors(error: ValidationError) -> Iterator[FieldError]:
-    for found in error.errors(include_url=False, include_input=False, include_context=False):
-        yield FieldError(path=found["loc"], message=found["msg"], type=found["type"])
+    for found in error.errors(include_url=False, include_input=False):
+        yield FieldError(path=found["loc"], message=_message(found), type=found["type"])
+
+
+def _refusal(error: Exception, *, path: tuple[str | int, ...] = ()) -> FieldError:
+    return FieldError(path=path, message=str(error) or "the entry refuses this payload", type="refused")
+
+
+def _message(found: ErrorDetails) -> str:
+    if found["type"] == "union_tag_invalid":
+        # The only one of pydantic's messages that repeats a whole value.
+        return f"{found['ctx']['discriminator']} is none of {found['ctx']['expected_tags']}"
+    return found["msg"]

@@ -27,11 +27,17 @@ from cronplane_entries.core import (
     Services,
     User,
 )
-from cronplane_entries.invocation import EntryContractError, FieldError, PayloadInvalidError, Registration, register, unstorable
-from cronplane_entries.registry import CronEntrypoint, CronRegistry, UnknownEntryError
+from cronplane_entries.invocation import (
+    EntryContractError,
+    FieldError,
+    PayloadInvalidError,
+    Registration,
+    register,
+    unstorable,
+)
+from cronplane_entries.registry import LONGEST_TIMEOUT, CronEntrypoint, CronRegistry, UnknownEntryError
 
 MAXIMUM_NAME_LENGTH = 200
-LONGEST_TIMEOUT = timedelta(days=7)
 LONGEST_CATCHUP_WINDOW = timedelta(days=30)
 LONGEST_BACKOFF = timedelta(days=1)
 MOST_ATTEMPTS = 100

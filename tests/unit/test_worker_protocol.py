@@ -1,7 +1,12 @@
-"""The messages between runner and workers, put together from any pieces and never believed unread."""
+"""What passes between the runner and its workers survives the way, and what a worker must not say is refused."""
 
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
-from uuid import uuid4
+from typing import Any
+from uuid import UUID
 
 import orjson
 import pytest
@@ -10,9 +15,12 @@ from hypothesis import strategies as st
 
 from cronplane_operator.worker_protocol import (
     MAXIMUM_FRAME_BYTES,
+    MAXIMUM_OUTPUT_BYTES,
+    MAXIMUM_TASK_BYTES,
     ErrorRecord,
     Outcome,
     OutcomeReader,
+    SharedOutput,
     Task,
     WorkerProtocolError,
     decode_task,
@@ -21,83 +29,158 @@ from cronplane_operator.worker_protocol import (
     storable,
 )
 
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
-outcomes = st.builds(
-    Outcome,
-    attempt_id=st.uuids(),
-    status=st.sampled_from(["completed", "error"]),
-    reason=texts,
-    message=texts,
-    result_json=st.none() | texts,
-    error=st.none() | st.builds(ErrorRecord, type=texts, message=texts, traceback=texts),
-    output=texts,
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=200)
+TASK = Task(
+    attempt_id=UUID(int=1),
+    entrypoint="no_op",
+    payload_json='{"greeting": "hello"}',
+    cron_id=UUID(int=2),
+    cron_name="a cron",
+    organization_id=UUID(int=3),
+    run_id=UUID(int=4),
+    trigger="schedule",
+    attempt=1,
+    scheduled_for=datetime(2026, 3, 29, 1, tzinfo=UTC),
+    deadline=datetime(2026, 3, 29, 2, 0, 0, 123456, tzinfo=UTC),
+    timeout=3600.0,
 )
+OUTCOME = Outcome(attempt_id=UUID(int=1), status="completed", reason="Completed", message="The entry finished.")
 
 
-@given(sent=st.lists(outcomes, max_size=5), cuts=st.lists(st.integers(1, 40), max_size=50))
-def test_outcomes_arrive_whole_in_whatever_pieces(sent: list[Outcome], cuts: list[int]) -> None:
-    stream, reader = b"".join(map(encode_outcome, sent)), OutcomeReader()
-    received: list[Outcome] = []
-    for cut in [*cuts, len(stream)]:
-        received += reader.feed(stream[:cut])
-        stream = stream[cut:]
-    assert received == sent
+@pytest.fixture
+def output() -> Iterator[SharedOutput]:
+    descriptor = SharedOutput.allocate()
+    memory = SharedOutput(descriptor)
+    os.close(descriptor)
+    yield memory
+    memory.close()
 
 
-def test_a_task_arrives_as_it_was_sent() -> None:
-    now = datetime(2026, 5, 1, 12, 0, 0, 123456, tzinfo=UTC)
-    task = Task(
-        attempt_id=uuid4(),
-        entrypoint="no_op",
-        payload_json='{"text":"\\u0000 é"}',
-        cron_id=uuid4(),
-        cron_name="a 👋 cron",
-        organization_id=uuid4(),
-        run_id=uuid4(),
-        trigger="manual",
-        attempt=2,
-        scheduled_for=now,
-        deadline=now,
-        timeout=1.5,
-    )
+@given(payload=st.dictionaries(TEXTS, TEXTS), name=TEXTS)
+def test_a_task_arrives_as_it_was_sent(payload: dict[str, str], name: str) -> None:
+    task = replace(TASK, payload_json=json.dumps(payload, indent=1), cron_name=name)
     assert decode_task(encode_task(task)) == task
 
 
-GOOD = {
-    "attempt_id": str(uuid4()),
-    "status": "completed",
-    "reason": "Completed",
-    "message": "",
-    "result_json": None,
-    "error": None,
-    "output": "",
-}
+def test_the_largest_payload_that_can_be_registered_fits_even_if_it_is_all_quotes() -> None:
+    payload = json.dumps({"text": '"' * (128 * 1024 // 2 - 7)})
+    assert len(payload) == 128 * 1024 - 2
+    assert len(encode_task(replace(TASK, payload_json=payload, cron_name="😀" * 200))) <= MAXIMUM_TASK_BYTES
+
+
+@given(
+    outcomes=st.lists(
+        st.builds(
+            Outcome,
+            attempt_id=st.uuids(),
+            status=st.sampled_from(["completed", "error"]),
+            reason=st.just("Word"),
+            message=TEXTS,
+            result_json=st.none() | TEXTS,
+            error=st.none() | st.builds(ErrorRecord, type=TEXTS, message=TEXTS, traceback=TEXTS),
+            output=TEXTS,
+        ),
+        max_size=5,
+    ),
+    data=st.data(),
+)
+def test_outcomes_are_put_together_from_whatever_pieces_arrive(outcomes: list[Outcome], data: st.DataObject) -> None:
+    stream = b"".join(map(encode_outcome, outcomes))
+    reader, arrived = OutcomeReader(), []
+    while stream:
+        size = data.draw(st.integers(1, len(stream)))
+        arrived += reader.feed(stream[:size])
+        stream = stream[size:]
+    assert arrived == outcomes
+
+
+def frame(body: bytes) -> bytes:
+    return len(body).to_bytes(4, "big") + body
+
+
+def outcome_with(**changes: Any) -> bytes:
+    fields = orjson.loads(orjson.dumps(OUTCOME)) | changes
+    return frame(orjson.dumps({name: value for name, value in fields.items() if value is not ...}))
 
 
 @pytest.mark.parametrize(
-    "body",
+    "sent",
     [
-        b"not json",
-        b"[]",
-        b"{}",
-        orjson.dumps(GOOD | {"attempt_id": "1"}),
-        orjson.dumps(GOOD | {"status": "timed_out"}),
-        orjson.dumps(GOOD | {"status": 1}),
-        orjson.dumps(GOOD | {"output": ["x"]}),
-        orjson.dumps(GOOD | {"reason": "x" * 100}),
-        orjson.dumps(GOOD | {"error": "x"}),
-        orjson.dumps(GOOD | {"error": {"type": "x"}}),
+        pytest.param((MAXIMUM_FRAME_BYTES + 1).to_bytes(4, "big"), id="a frame that is too long"),
+        pytest.param(frame(b""), id="nothing"),
+        pytest.param(frame(b"\x80\x04K\x01."), id="a pickle"),
+        pytest.param(frame(b"[]"), id="no object"),
+        pytest.param(frame(b"7"), id="a number"),
+        pytest.param(frame(b"[" * 5000), id="deep nesting"),
+        pytest.param(frame(b'"\\ud800"'), id="a lone surrogate"),
+        pytest.param(outcome_with(attempt_id="nobody"), id="no id"),
+        pytest.param(outcome_with(attempt_id=1), id="an id that is a number"),
+        pytest.param(outcome_with(status="timed_out"), id="a status that is the runner's to give"),
+        pytest.param(outcome_with(status="running"), id="a status that is no end"),
+        pytest.param(outcome_with(reason="R" * 65), id="a long reason"),
+        pytest.param(outcome_with(message="m" * 5000), id="a long message"),
+        pytest.param(outcome_with(result_json={"not": "text"}), id="a result that is no text"),
+        pytest.param(outcome_with(output="o" * (MAXIMUM_OUTPUT_BYTES + 1000)), id="a long output"),
+        pytest.param(outcome_with(output="\0"), id="an output that cannot be stored"),
+        pytest.param(outcome_with(output=...), id="a field that is absent"),
+        pytest.param(outcome_with(error="oops"), id="an error that is no record"),
+        pytest.param(outcome_with(error={"type": "T", "message": "m"}), id="an error without a traceback"),
     ],
 )
-def test_nonsense_is_refused(body: bytes) -> None:
+def test_what_is_no_outcome_is_refused_after_the_outcomes_before_it(sent: bytes) -> None:
+    outcomes = OutcomeReader().feed(encode_outcome(OUTCOME) + sent)
+    assert next(outcomes) == OUTCOME
     with pytest.raises(WorkerProtocolError):
-        list(OutcomeReader().feed(len(body).to_bytes(4, "big") + body))
+        next(outcomes)
 
 
-def test_an_endless_frame_is_refused_before_it_is_read() -> None:
-    with pytest.raises(WorkerProtocolError):
-        list(OutcomeReader().feed((MAXIMUM_FRAME_BYTES + 1).to_bytes(4, "big")))
+@given(text=st.text(st.characters()), longest=st.integers(0, 50))
+def test_whatever_an_entry_wrote_is_made_storable(text: str, longest: int) -> None:
+    stored = storable(text, longest=longest)
+    assert len(stored) <= longest
+    assert "\0" not in stored
+    assert stored.encode()
 
 
-def test_text_is_made_fit_for_postgresql() -> None:
-    assert storable("a\0b\ud800c", longest=4) == "a\ufffdb?"
+def test_output_is_kept_until_it_is_cleared(output: SharedOutput) -> None:
+    assert output.read() == ""
+    output.append(b"one\n")
+    output.append("zwölf\n".encode())
+    assert output.read() == "one\nzwölf\n"
+    output.clear()
+    assert output.read() == ""
+
+
+@given(pieces=st.lists(st.binary(max_size=MAXIMUM_OUTPUT_BYTES), max_size=4))
+def test_output_is_bounded_and_storable_whatever_is_written(pieces: list[bytes]) -> None:
+    descriptor = SharedOutput.allocate()
+    output = SharedOutput(descriptor)
+    os.close(descriptor)
+    for piece in pieces:
+        output.append(piece)
+    text = output.read()
+    output.close()
+    assert len(text.encode()) <= MAXIMUM_OUTPUT_BYTES * 3 + 100
+    assert "\0" not in text
+    assert ("cut off" in text) == (sum(map(len, pieces)) > MAXIMUM_OUTPUT_BYTES)
+
+
+def test_a_character_that_lies_across_the_bound_is_left_out(output: SharedOutput) -> None:
+    output.append(b"x" * (MAXIMUM_OUTPUT_BYTES - 1) + "é".encode())
+    assert output.read().startswith("x" * (MAXIMUM_OUTPUT_BYTES - 1) + "\n…")
+
+
+def test_a_forged_length_reads_no_further_than_the_memory_goes() -> None:
+    descriptor = SharedOutput.allocate()
+    output = SharedOutput(descriptor)
+    os.pwrite(descriptor, b"\xff" * 8 + b"text", 0)
+    os.close(descriptor)
+    assert output.read().startswith("text")
+    output.close()
+
+
+def test_nobody_can_cut_the_memory_off_under_its_reader() -> None:
+    descriptor = SharedOutput.allocate()
+    with pytest.raises(PermissionError):
+        os.ftruncate(descriptor, 0)
+    os.close(descriptor)
