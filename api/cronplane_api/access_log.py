@@ -43,7 +43,7 @@ class AccessLog:
             await problem_details.defect()(scope, receive, watch)
         finally:
             milliseconds = round((time.perf_counter() - started) * 1000, 1)
-            _log.debug(
+            _log.info(
                 "request", method=scope["method"], route=_template(scope), status=status, milliseconds=milliseconds
             )
 

@@ -121,8 +121,8 @@ def list_organizations(*, url: ServerUrl = _DEFAULT_URL, key: Credential) -> Non
 @keys.command("create")
 def create_key(
     organization: OrganizationId,
-    name: Annotated[str, typer.Option(help="What the key is for.")],
-    role: Annotated[str, typer.Option(help="viewer, operator, editor or admin.")],
+    name: Annotated[str, typer.Argument(help="What the key is for.")],
+    role: Annotated[str, typer.Argument(help="viewer, operator, editor or admin.")],
     *,
     url: ServerUrl = _DEFAULT_URL,
     key: Credential,

@@ -4,6 +4,7 @@ It composes the same parts as an installation and adds nothing of its own but wh
 """
 
 import asyncio
+import logging
 import os
 import secrets
 import signal
@@ -57,6 +58,9 @@ def serve(options: Options) -> None:
 
     """
     configure_logging(_log_settings())
+    # A line per finished run is what a person watches here; one per request would bury it.
+    for name in ("cronplane.api.access", "uvicorn.error"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     load_entries()
     collect_garbage_rarely()
     asyncio.run(_serve(options))

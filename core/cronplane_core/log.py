@@ -40,7 +40,8 @@ def configure_logging(settings: LogSettings) -> None:
         structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=_rendering(settings.log_format))
     )
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("cronplane").setLevel(level)
+    for name in ("cronplane", "uvicorn.error"):
+        logging.getLogger(name).setLevel(level)
 
 
 def _rendering(log_format: LogFormat) -> list[structlog.typing.Processor]:

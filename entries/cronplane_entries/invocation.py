@@ -15,7 +15,7 @@ from itertools import islice
 from typing import TypeVar
 
 from pydantic import BaseModel, JsonValue, ValidationError
-from pydantic_core import ErrorDetails, PydanticSerializationError
+from pydantic_core import ErrorDetails
 
 from cronplane_entries.core import (
     AnyCronEntrySpec,
@@ -35,7 +35,6 @@ MOST_ERRORS = 100
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,8 +245,8 @@ def _dump(model: BaseModel) -> dict[str, JsonValue]:
     """Write a model as it is read: under its aliases, and without what is computed."""
     try:
         dumped: dict[str, JsonValue] = model.model_dump(mode="json", by_alias=True, round_trip=True, warnings="error")
-    except PydanticSerializationError as error:
-        # Its own words may repeat a value.
+    except Exception as error:
+        # A serializer of the entry's own may raise anything, and pydantic's words may repeat a value.
         raise EntryContractError(f"A {type(model).__name__} of the entry cannot be written as JSON") from error
     if errors := list(unstorable(dumped)):
         raise PayloadInvalidError(errors)

@@ -6,6 +6,7 @@ Whatever goes wrong, the due jobs are put back and claimed again; the stored `ne
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -16,7 +17,7 @@ from cronplane_core.database import DatabaseUnavailableError, transaction
 from cronplane_core.lease import Lease
 from cronplane_core.run_transitions import Advance, LockedCron, NewRun
 from cronplane_core.tables import RunStatus
-from cronplane_operator.claim_decision import DueJob, decide
+from cronplane_operator.claim_decision import DueJob, decide, owed_fires
 from cronplane_operator.claim_executor import ClaimExecutor
 from cronplane_operator.run_recorder import RunRecorder
 
@@ -93,7 +94,7 @@ class Claimer:
         async with transaction(self._engine) as connection:
             now = await leases.check(connection, lease=self._lease)
             crons = await run_transitions.lock_crons(connection, cron_ids=[job.cron_id for job in jobs])
-            claimable = [job for job in jobs if _is_claimable(job, crons.get(job.cron_id)) and job.first <= now]
+            claimable = [job for job in jobs if _is_claimable(job, crons.get(job.cron_id)) and _has_come(job, now)]
             runs = [run for job in claimable for run in decide(crons[job.cron_id], job, now=now)]
             inserted = await run_transitions.claim(
                 connection,
@@ -109,6 +110,11 @@ class Claimer:
 
 def _is_claimable(job: DueJob, cron: LockedCron | None) -> bool:
     return cron is not None and cron.generation == job.generation
+
+
+def _has_come(job: DueJob, now: datetime) -> bool:
+    """Tell whether all that a job is said to owe is due by the database itself, and not only by our reckoning."""
+    return owed_fires(job.source, job.first, job.next_run_time).last <= now
 
 
 def _advance(job: DueJob) -> Advance:

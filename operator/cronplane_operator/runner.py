@@ -172,20 +172,30 @@ class Term:
         await self._clock.measure(self._engine)
         parts = self._assemble()
         try:
-            async with _going(self._renew(), parts.dispatcher.finish_runs()):
-                await self._take_over(parts)
-                parts.scheduler.start()
-                async with _going(*self._loops(parts)):
-                    leading.set()
-                    await stopping.wait()
-                parts.scheduler.shutdown(wait=False)
-                await self._drain(parts)
+            await self._lead(parts, leading=leading, stopping=stopping)
         finally:
             if parts.scheduler.running:
                 parts.scheduler.shutdown(wait=False)
             await parts.pool.stop()
-        async with transaction(self._engine) as connection:
-            await leases.release(connection, lease=self._lease)
+            await self._release()
+
+    async def _lead(self, parts: _Parts, *, leading: asyncio.Event, stopping: asyncio.Event) -> None:
+        async with _going(self._renew(), parts.dispatcher.finish_runs()):
+            await self._take_over(parts)
+            parts.scheduler.start()
+            async with _going(*self._loops(parts)):
+                leading.set()
+                await stopping.wait()
+            parts.scheduler.shutdown(wait=False)
+            await self._drain(parts)
+
+    async def _release(self) -> None:
+        """Let a successor in at once; by now nothing of this term runs any more."""
+        try:
+            async with transaction(self._engine) as connection:
+                await leases.release(connection, lease=self._lease)
+        except DatabaseUnavailableError as error:
+            self._recorder.database_away(doing="releasing the lease", error=error)
 
     def _assemble(self) -> _Parts:
         settled = asyncio.Lock()

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, repeat
@@ -309,18 +309,20 @@ class WorkerPool:
         if self._control is None:
             return
         self._numbers += 1
-        tasks, unread = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        tasks.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _TASK_BUFFER_BYTES)
-        outcomes, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        outcomes.settimeout(0)
-        descriptor = SharedOutput.allocate()
-        try:
+        with ExitStack() as passed, ExitStack() as kept:
+            tasks, unread = map(kept.enter_context, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            outcomes, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            kept.enter_context(outcomes)
+            passed.enter_context(theirs)
+            descriptor = SharedOutput.allocate()
+            passed.callback(os.close, descriptor)
             worker = _Worker(self._numbers, tasks, unread, outcomes, SharedOutput(descriptor))
-            order = orjson.dumps({"order": "fork", "number": self._numbers})
+            kept.callback(worker.close)
+            order = orjson.dumps({"order": "fork", "number": worker.number})
             socket.send_fds(self._control, [order], [unread.fileno(), theirs.fileno(), descriptor])
-        finally:
-            os.close(descriptor)
-            theirs.close()
+            kept.pop_all()
+        tasks.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _TASK_BUFFER_BYTES)
+        outcomes.settimeout(0)
         self._workers[worker.number] = worker
         asyncio.get_running_loop().add_reader(outcomes, self._read, worker)
 

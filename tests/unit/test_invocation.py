@@ -1,14 +1,16 @@
 """Calling an entry's functions: what it accepts, refuses, raises and returns."""
 
 import asyncio
+import json
 import math
 from collections.abc import Awaitable
 from dataclasses import replace
-from typing import Any
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
 from uuid import UUID, uuid4
 
 import pytest
-from pydantic import field_validator
+from pydantic import BaseModel, Field, SecretStr, computed_field, field_validator
 
 from cronplane_entries import dummy_print
 from cronplane_entries.core import (
@@ -221,3 +223,161 @@ def test_dummy_print_prints_or_fails_at_its_rate(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out == "hi\n"
     with pytest.raises(dummy_print.DummyPrintError):
         dummy_print.execute(dummy_print.ExecutionPayload(error_rate=1, **values), context=context)
+
+
+HANG_GUARD = 30.0
+
+
+def nested(depth: int) -> dict[str, Any]:
+    """Give an object of this depth."""
+    value: dict[str, Any] = {}
+    for _ in range(depth - 1):
+        value = {"a": value}
+    return value
+
+
+async def attempt(validator: Any, *, model: type[BaseExecutionPayload] = Kept, **payload: Any) -> Any:
+    """Register with another validator; one that would hang fails instead."""
+    spec = replace(SPEC, registration_validator=validator, execution_payload_model=model)
+    async with asyncio.timeout(HANG_GUARD):
+        return await register(spec, payload=payload, context=CONTEXT)
+
+
+def raising(error: BaseException) -> Any:
+    def validate(payload: Asked, **_: object) -> Kept:
+        raise error
+
+    return validate
+
+
+def raising_async(error: BaseException) -> Any:
+    async def validate(payload: Asked, **_: object) -> Kept:
+        raise error
+
+    return validate
+
+
+@pytest.mark.parametrize("raise_it", [raising, raising_async])
+@pytest.mark.parametrize("error", [StopIteration(SECRET), SystemExit(SECRET), RuntimeError(SECRET), RecursionError()])
+async def test_whatever_a_validator_raises_is_an_answer_and_neither_hangs_nor_ends_the_process(
+    raise_it: Any, error: BaseException
+) -> None:
+    with pytest.raises(EntryContractError) as caught:
+        await attempt(raise_it(error))
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [AssertionError(), ValueError(), RegistrationRefusedError("")])
+async def test_a_refusal_without_words_gets_some(error: Exception) -> None:
+    with pytest.raises(PayloadInvalidError) as caught:
+        await attempt(raising(error))
+    assert [(each.message, each.type) for each in caught.value.errors] == [
+        ("the entry refuses this payload", "refused")
+    ]
+
+
+async def test_an_execution_payload_is_kept_under_the_names_that_it_is_read_by() -> None:
+    class Named(BaseExecutionPayload):
+        owner: UUID = Field(alias="ownedBy")
+
+        @computed_field
+        def computed(self) -> str:
+            return "not to be read again"
+
+    spec = replace(SPEC, execution_payload_model=Named)
+    found = await attempt(lambda _, **__: Named(ownedBy=UUID(int=1)), model=Named)
+    assert found.execution_payload == {"ownedBy": str(UUID(int=1))}
+    assert load_execution_payload(spec, json.dumps(found.execution_payload)) == Named(ownedBy=UUID(int=1))
+
+
+class Anything(BaseExecutionPayload):
+    value: Any = None
+    secret: SecretStr = SecretStr("")
+    number: float = 0.0
+
+
+class More(Anything):
+    more: str = SECRET
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        Anything(secret=SecretStr(SECRET)),
+        Anything(value=(SECRET,)),
+        Anything(value={SECRET}),
+        Anything(value=object()),
+        Anything(value=b"\xff"),
+        Anything.model_construct(number=SECRET),
+        More(),
+    ],
+)
+async def test_what_would_not_come_back_from_json_is_found_at_registration(payload: Anything) -> None:
+    with pytest.raises(EntryContractError) as caught:
+        await attempt(lambda _, **__: payload, model=Anything)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["a\0", "\ud800", math.nan, nested(65), ["x" * 200_000]])
+async def test_what_the_database_would_refuse_is_refused_before(value: Any) -> None:
+    with pytest.raises((PayloadInvalidError, EntryContractError)):
+        await attempt(lambda _, **__: Anything(value=value), model=Anything)
+
+
+async def test_a_payload_is_measured_in_the_bytes_that_are_stored() -> None:
+    found = await attempt(lambda _, **__: Anything(value="👋" * 30_000), model=Anything)
+    assert found.execution_payload["value"] == "👋" * 30_000
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"]
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"]
+
+
+class Pets(BaseUserPayload):
+    pets: list[Annotated[Cat | Dog, Field(discriminator="kind")]]
+
+
+async def test_a_wrong_tag_is_told_what_it_may_be_and_not_what_it_was() -> None:
+    spec = replace(SPEC, user_payload_model=Pets)
+    with pytest.raises(PayloadInvalidError) as caught:
+        await register(spec, payload={"pets": [{"kind": SECRET}]}, context=CONTEXT)
+    [error] = caught.value.errors
+    assert (error.path, error.message) == (("pets", 0), "'kind' is none of 'cat', 'dog'")
+
+
+async def test_an_error_that_is_logged_with_its_cause_repeats_no_value() -> None:
+    with pytest.raises(PayloadInvalidError) as caught:
+        await attempt(keep, number=SECRET, identity=SECRET)
+    assert SECRET not in str(caught.value.__cause__)
+
+
+async def test_of_thousands_of_errors_a_hundred_are_told() -> None:
+    with pytest.raises(PayloadInvalidError) as caught:
+        await register(replace(SPEC, user_payload_model=Pets), payload={"pets": [1] * 5000}, context=CONTEXT)
+    assert len(caught.value.errors) == 100
+
+
+def test_a_result_may_be_nested_as_deep_as_a_request_and_no_deeper() -> None:
+    assert encode_result(nested(64)) == json.dumps(nested(64), separators=(",", ":"))
+    for depth in (65, 500, 100_000):
+        with pytest.raises(ResultInvalidError):
+            encode_result(nested(depth))
+
+
+def test_a_wide_result_is_not_a_deep_one() -> None:
+    assert encode_result({"rows": [[]] * 1000}) == '{"rows":[' + ",".join(["[]"] * 1000) + "]}"
+
+
+def test_any_mapping_is_a_result() -> None:
+    assert encode_result(MappingProxyType({"a": 1})) == '{"a":1}'
+
+
+def test_a_result_may_fill_its_room_to_the_last_byte() -> None:
+    room = MAXIMUM_RESULT_BYTES - len('{"a":""}')
+    assert encode_result({"a": "x" * room}) is not None
+    with pytest.raises(ResultInvalidError, match=f"more than {MAXIMUM_RESULT_BYTES}"):
+        encode_result({"a": "x" * room + "x"})

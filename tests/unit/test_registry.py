@@ -1,7 +1,10 @@
 """The registry: names that can be added, specifications that must be sound, and what distributions bring."""
 
+import copy
+import pickle
 import sys
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -93,6 +96,10 @@ def test_a_name_is_given_once() -> None:
         (replace(SOUND, executor="print"), "executor"),
         (replace(SOUND, execution="somewhere"), "execution"),
         (replace(SOUND, timeout=-SOUND.timeout), "timeout"),
+        (replace(SOUND, timeout=timedelta(0)), "timeout"),
+        (replace(SOUND, timeout=timedelta(days=7, seconds=1)), "timeout"),
+        (replace(SOUND, timeout=30), "timeout"),
+        (replace(SOUND, executor=None, timeout=None), "executor cannot be called; timeout"),
         (replace(SOUND, attempts=2), "attempts"),
     ],
 )
@@ -132,6 +139,7 @@ def test_an_entry_that_registers_itself_while_it_is_imported_is_no_duplicate(dis
         ("spec = 1\n", "spec"),
         (GOOD_MODULE, "absent"),
         ("raise SystemError", "spec"),
+        ("import sys; sys.exit(0)", "spec"),
     ],
 )
 def test_a_broken_entry_names_its_distribution(distribution: Any, module: str, attribute: str) -> None:
@@ -156,4 +164,25 @@ def test_two_distributions_with_one_name_are_both_named(distribution: Any) -> No
 def test_a_built_in_name_cannot_be_taken(distribution: Any) -> None:
     distribution("acme", GOOD_MODULE, dummy_print="spec")
     with pytest.raises(DuplicateEntryError, match="acme and cronplane"):
+        CronRegistry().load()
+
+
+def test_a_member_stays_itself_when_it_is_copied() -> None:
+    member = CronEntrypoint.DUMMY_PRINT
+    assert pickle.loads(pickle.dumps(member)) is member  # noqa: S301 - made in the same line
+    assert copy.deepcopy(member) is member
+
+
+def test_a_string_that_is_no_member_is_no_key() -> None:
+    registry: Any = CronRegistry()
+    with pytest.raises(InvalidEntryError, match="add it first"):
+        registry["dummy_print"] = dummy_print.spec
+    assert len(registry) == 0
+
+
+def test_a_distribution_that_offers_a_name_twice_is_named(distribution: Any, tmp_path: Path) -> None:
+    distribution("acme", GOOD_MODULE + "from dataclasses import replace\nother = replace(spec)\n", twice="spec")
+    with (tmp_path / "acme-1.0.dist-info" / "entry_points.txt").open("a") as file:
+        file.write("\ntwice = acme_module:other\n")
+    with pytest.raises(DuplicateEntryError, match="twice is registered already, and acme offers it too"):
         CronRegistry().load()

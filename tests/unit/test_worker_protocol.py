@@ -86,7 +86,8 @@ def test_the_largest_payload_that_can_be_registered_fits_even_if_it_is_all_quote
 )
 def test_outcomes_are_put_together_from_whatever_pieces_arrive(outcomes: list[Outcome], data: st.DataObject) -> None:
     stream = b"".join(map(encode_outcome, outcomes))
-    reader, arrived = OutcomeReader(), []
+    reader = OutcomeReader()
+    arrived: list[Outcome] = []
     while stream:
         size = data.draw(st.integers(1, len(stream)))
         arrived += reader.feed(stream[:size])
@@ -139,7 +140,7 @@ def test_whatever_an_entry_wrote_is_made_storable(text: str, longest: int) -> No
     stored = storable(text, longest=longest)
     assert len(stored) <= longest
     assert "\0" not in stored
-    assert stored.encode()
+    assert stored.encode("utf-8", "replace").decode() == stored
 
 
 def test_output_is_kept_until_it_is_cleared(output: SharedOutput) -> None:

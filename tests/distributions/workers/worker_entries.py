@@ -1,6 +1,7 @@
 """Entries that meddle with the worker they run in, as a careless or hostile author might write them."""
 
 import asyncio
+import io
 import os
 import signal
 import socket
@@ -36,9 +37,9 @@ def entry(executor: Callable[..., Any]) -> CronEntrySpec[Wish, Task]:
 
 
 def _descriptors() -> Iterator[int]:
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and Path(f"/proc/self/fd/{name}").exists():
-            yield int(name)
+    for path in list(Path("/proc/self/fd").iterdir()):
+        if int(path.name) > 2 and path.is_symlink():
+            yield int(path.name)
 
 
 def _sockets(kind: socket.SocketKind) -> Iterator[socket.socket]:
@@ -64,7 +65,7 @@ def _say_to_the_runner(payload: Task, **_: object) -> None:
 
 def _steal_tasks_and_die(payload: Task, **_: object) -> None:
     for channel in _sockets(socket.SOCK_SEQPACKET):
-        channel.setblocking(False)
+        channel.settimeout(0)
         try:
             while channel.recv(1_000_000):
                 pass
@@ -105,7 +106,7 @@ def _fork_and_return(payload: Task, **_: object) -> dict[str, object]:
 
 def _start_a_program(payload: Task, **_: object) -> None:
     """Start a program that outlives the body, and tell its pid through the pipe at `path`, if any."""
-    program = subprocess.Popen(["sleep", "3600"])
+    program = subprocess.Popen(["/bin/sleep", "3600"])
     print(program.pid)
     if payload.path:
         Path(payload.path).write_text(f"{program.pid}\n")
@@ -117,18 +118,18 @@ def _misuse_output(payload: Task, **_: object) -> None:
     print("nul \0 surrogate \ud800")
     os.write(1, b"past Python")
     sys.stdout.close()
-    sys.stdout = sys.stderr = open(os.devnull, "w")
+    sys.stdout = sys.stderr = io.StringIO()
 
 
 def _raise(payload: Task, **_: object) -> None:
-    class Unprintable(Exception):
+    class UnprintableError(Exception):
         def __str__(self) -> str:
             raise ValueError
 
     raise {
         "exit": SystemExit(4),
         "interrupt": KeyboardInterrupt("as if by Ctrl-C"),
-        "unprintable": Unprintable(),
+        "unprintable": UnprintableError(),
         "surrogate": RuntimeError("\ud800\0"),
         "long": RuntimeError("x" * 100_000),
     }[payload.text]
