@@ -69,8 +69,9 @@ def create_engine(url: URL, *, pool_size: int, application_name: str) -> AsyncEn
 def is_unavailable(error: BaseException) -> bool:
     """Tell an absent database from a wrong statement.
 
-    SQLSTATE classes 08 (connection), 53 (resources), 57 (operator intervention) and 25006 (read-only standby) are
-    conditions of the server; a broken connection has no SQLSTATE at all.
+    SQLSTATE classes 08 (connection), 40 (rolled back, as after a deadlock), 53 (resources), 57 (operator intervention)
+    and 25006 (read-only standby) are conditions of the server, and the same transaction may succeed later; a broken
+    connection has no SQLSTATE at all.
     """
     if isinstance(error, PoolTimeoutError | OSError):
         return True
@@ -79,7 +80,7 @@ def is_unavailable(error: BaseException) -> bool:
     sqlstate = getattr(error.orig, "sqlstate", None)
     if sqlstate is None:
         return error.connection_invalidated or type(error.orig).__name__ in {"OperationalError", "ConnectionTimeout"}
-    return sqlstate[:2] in {"08", "53", "57"} or sqlstate == "25006"
+    return sqlstate[:2] in {"08", "40", "53", "57"} or sqlstate == "25006"
 
 
 def violated_constraint(error: IntegrityError) -> str | None:

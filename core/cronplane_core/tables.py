@@ -168,7 +168,8 @@ def _policy_checks() -> list[CheckConstraint]:
     return [
         _one_of("overlap", Overlap),
         _one_of("catchup", Catchup),
-        CheckConstraint("timeout > interval '0'", name="timeout_positive"),
+        # Also what keeps one cron, changed by hand, from overflowing the instant that ends everybody's attempts.
+        CheckConstraint("timeout > interval '0' AND timeout <= interval '1 year'", name="timeout_bounded"),
         CheckConstraint("max_attempts >= 1", name="max_attempts_positive"),
     ]
 

@@ -11,12 +11,14 @@ import structlog
 from cronplane_core.run_transitions import FinishedRun, NewRun
 from cronplane_core.tables import RunStatus
 
+_LOGGER = "cronplane.runner"
+
 
 class RunRecorder:
     """Tells people what the runner does."""
 
     def __init__(self) -> None:
-        self._log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger("cronplane.runner")
+        self._log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(_LOGGER)
 
     def became_leader(self, *, holder: str, epoch: int) -> None:
         """Record that this process fires from now on."""
@@ -66,7 +68,7 @@ class RunRecorder:
 
     def finished(self, runs: Sequence[FinishedRun]) -> None:
         """Record runs that reached a terminal state, a line each."""
-        shows_completed = self._log.isEnabledFor(logging.INFO)
+        shows_completed = logging.getLogger(_LOGGER).isEnabledFor(logging.INFO)
         for run in runs:
             if run.status is not RunStatus.COMPLETED:
                 self._finished(self._log.warning, run)

@@ -90,6 +90,7 @@ def run(spec: Any, payload: Any, context: ExecutionContext) -> object:
 
 @pytest.mark.parametrize("parts", [1, 2], ids=["by its entry point alone", "and by itself as well"])
 async def test_the_guides_distribution_is_found_registers_what_the_guide_sends_and_executes(
+    *,
     parts: int,
     install: Any,
     monkeypatch: pytest.MonkeyPatch,
@@ -110,20 +111,21 @@ async def test_the_guides_distribution_is_found_registers_what_the_guide_sends_a
     assert capsys.readouterr().out == "HELLO\n"
 
 
-async def test_the_example_brings_its_entry_when_its_wheel_is_installed(
-    only_built_in_entries: None,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    registration_context: RegistrationContext,
-    execution_context: ExecutionContext,
-) -> None:
+@pytest.fixture
+def example(only_built_in_entries: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Install the example, as the wheel that it is published as."""
     source, site = copytree(ROOT / "examples" / "greeting_entry", tmp_path / "source"), tmp_path / "site"
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    await asyncio.to_thread(subprocess.run, build, cwd=source, check=True, capture_output=True, timeout=BUILD_GUARD)
+    subprocess.run(build, cwd=source, check=True, capture_output=True, timeout=BUILD_GUARD)
     [wheel] = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     monkeypatch.syspath_prepend(str(site))
+
+
+async def test_the_example_brings_its_entry_when_its_wheel_is_installed(
+    example: None, registration_context: RegistrationContext, execution_context: ExecutionContext
+) -> None:
     entries = CronRegistry()
     entries.load()
     spec = entries[CronEntrypoint.GREETING]

@@ -74,7 +74,8 @@ STATEMENTS = (
         catchup text DEFAULT 'latest' NOT NULL
             CONSTRAINT cron_jobs_catchup_known CHECK (catchup IN ('latest', 'skip', 'all')),
         catchup_window interval,
-        timeout interval NOT NULL CONSTRAINT cron_jobs_timeout_positive CHECK (timeout > interval '0'),
+        timeout interval NOT NULL
+            CONSTRAINT cron_jobs_timeout_bounded CHECK (timeout > interval '0' AND timeout <= interval '1 year'),
         max_attempts integer DEFAULT 1 NOT NULL
             CONSTRAINT cron_jobs_max_attempts_positive CHECK (max_attempts >= 1),
         backoff_initial interval DEFAULT '10 seconds'::interval NOT NULL,
