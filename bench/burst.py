@@ -10,7 +10,9 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+from psycopg import Connection
 from sqlalchemy import URL
 
 from bench import naive, postgresql_limit
@@ -70,17 +72,16 @@ def _environment(url: URL) -> dict[str, str]:
     }
 
 
-def _set_clock(connection: object, now: datetime) -> None:
+def _set_clock(connection: Connection[Any], now: datetime) -> None:
     statement = f"""
         CREATE OR REPLACE FUNCTION scheduler.now() RETURNS timestamptz LANGUAGE sql VOLATILE PARALLEL SAFE AS
         $$ SELECT clock_timestamp() + interval '{(now - datetime.now(UTC)).total_seconds()} seconds' $$
     """
-    connection.execute(statement)  # type: ignore[attr-defined]
+    connection.execute(statement.encode())
 
 
-def _wait(connection: object, query: str, count: int) -> None:
+def _wait(connection: Connection[Any], query: str, count: int) -> None:
     while True:
-        (found,) = connection.execute(query).fetchone()  # type: ignore[attr-defined]
-        if found == count:
+        if connection.execute(query.encode()).fetchone() == (count,):
             return
         time.sleep(_POLL)
