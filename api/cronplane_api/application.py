@@ -1,6 +1,7 @@
 """Puts the API together: routes, guards, problems, and what they share while the application runs."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 
@@ -17,6 +18,7 @@ from cronplane_core import __version__
 from cronplane_core.change_notifier import ChangeNotifier
 from cronplane_core.database import create_engine, parse_url
 from cronplane_core.settings import ApiSettings
+from cronplane_entries.entry_settings import read_entry_settings
 from cronplane_entries.registration import Registrar
 from cronplane_entries.registry import CronRegistry
 
@@ -65,7 +67,11 @@ async def _running_state(settings: ApiSettings, registry: CronRegistry) -> Async
         yield State(
             engine=engine,
             notifier=notifier,
-            registrar=Registrar(registry=registry, minimum_interval=settings.minimum_interval),
+            registrar=Registrar(
+                registry=registry,
+                settings=read_entry_settings(os.environ, registry),
+                minimum_interval=settings.minimum_interval,
+            ),
             body_limit=settings.body_limit,
             installation_key_digest=key_digest(installation_key),
             cursor_secret=cursor_secret(installation_key),

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import typer
 
+from cronplane_cli.administration import Administration
 from cronplane_core import __version__
 from cronplane_core.errors import CronplaneError
 
@@ -107,14 +108,14 @@ def migrate() -> None:
 @organizations.command("create")
 def create_organization(name: str, *, url: ServerUrl = _DEFAULT_URL, key: Credential) -> None:
     """Make an organization and show its id."""
-    organization = _administration(url, key).create_organization(name=name)
+    organization = Administration(url=url, key=key).create_organization(name=name)
     typer.echo(f"{organization['id']}  {organization['name']}")
 
 
 @organizations.command("list")
 def list_organizations(*, url: ServerUrl = _DEFAULT_URL, key: Credential) -> None:
     """List every organization."""
-    for organization in _administration(url, key).list_organizations():
+    for organization in Administration(url=url, key=key).list_organizations():
         typer.echo(f"{organization['id']}  {organization['state']:<9}  {organization['name']}")
 
 
@@ -128,14 +129,14 @@ def create_key(
     key: Credential,
 ) -> None:
     """Make a key and show it; it cannot be shown again."""
-    created = _administration(url, key).create_key(organization_id=organization, name=name, role=role)
+    created = Administration(url=url, key=key).create_key(organization_id=organization, name=name, role=role)
     typer.echo(created["key"])
 
 
 @keys.command("list")
 def list_keys(organization: OrganizationId, *, url: ServerUrl = _DEFAULT_URL, key: Credential) -> None:
     """List an organization's keys, revoked ones included."""
-    for known in _administration(url, key).list_keys(organization_id=organization):
+    for known in Administration(url=url, key=key).list_keys(organization_id=organization):
         state = "revoked" if known["revoked_at"] else "good"
         typer.echo(f"{known['id']}  {known['role']:<8}  {state:<7}  {known['name']}")
 
@@ -149,12 +150,8 @@ def revoke_key(
     key: Credential,
 ) -> None:
     """Revoke a key; requests with it are refused from now on."""
-    _administration(url, key).revoke_key(organization_id=organization, key_id=key_id)
+    Administration(url=url, key=key).revoke_key(organization_id=organization, key_id=key_id)
     typer.echo("Revoked.")
-
-
-def _administration(url: str, key: str) -> Any:  # noqa: ANN401 - a module of an extra that may be absent
-    return _role("cronplane_cli.administration", extra="client").Administration(url=url, key=key)
 
 
 def _role(module: str, *, extra: str) -> Any:  # noqa: ANN401 - a module of an extra that may be absent

@@ -6,7 +6,7 @@ it calls nothing and knows no built-in entry.
 
 import enum
 import logging
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Generic, Protocol, TypeVar
@@ -74,10 +74,10 @@ class User:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """What the installation offers to validators.
+    """What the installation offers to an entry.
 
     `settings` are the administrator's for this entry: every environment variable `CRONPLANE_ENTRY_<NAME>_<KEY>`,
-    under `<key>` in lower case.
+    under `<key>` in lower case, as it was when the process started.
     """
 
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -124,6 +124,7 @@ class ExecutionContext:
     scheduled_for: datetime
     deadline: datetime
     log: logging.Logger
+    services: Services
 
 
 UserPayloadT = TypeVar("UserPayloadT", bound=BaseUserPayload)
@@ -163,6 +164,8 @@ class CronEntrySpec(Generic[UserPayloadT, ExecutionPayloadT]):
     """An entry: its models, its functions, where it runs, and the defaults of its crons.
 
     `timeout` bounds one attempt, and a cron may ask for another; `attempts` bounds a run, and only 1 is served yet.
+    `check_settings` is given the administrator's settings of this entry when a process starts, and raises a
+    `ValueError` that says what is wrong with them, repeating no value.
     """
 
     user_payload_model: type[UserPayloadT]
@@ -173,6 +176,7 @@ class CronEntrySpec(Generic[UserPayloadT, ExecutionPayloadT]):
     execution: ExecutionMode = ExecutionMode.IN_PROCESS
     timeout: timedelta = timedelta(hours=1)
     attempts: int = 1
+    check_settings: Callable[[Mapping[str, str]], None] | None = None
 
 
 AnyCronEntrySpec = CronEntrySpec[BaseUserPayload, BaseExecutionPayload]

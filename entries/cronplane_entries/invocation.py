@@ -269,4 +269,7 @@ def _message(found: ErrorDetails) -> str:
     if found["type"] == "union_tag_invalid":
         # The only one of pydantic's messages that repeats a whole value.
         return f"{found['ctx']['discriminator']} is none of {found['ctx']['expected_tags']}"
+    if found["type"] == "value_error":
+        # In the entry's own words, without pydantic's before them.
+        return str(found["ctx"]["error"])
     return found["msg"]

@@ -4,7 +4,6 @@ A draft is checked as a whole, so that a person sees everything that is wrong at
 is refused too, in words: a policy that silently did nothing would be worse. Nothing here knows HTTP.
 """
 
-import os
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -27,6 +26,7 @@ from cronplane_entries.core import (
     Services,
     User,
 )
+from cronplane_entries.entry_settings import NO_SETTINGS, EntrySettings
 from cronplane_entries.invocation import (
     EntryContractError,
     FieldError,
@@ -99,12 +99,13 @@ class CronChanges:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registrar:
-    """Checks and registers for one installation: its entries, and the shortest time allowed between two fires.
+    """Checks and registers for one installation: its entries with their settings, and the shortest time between fires.
 
     A name is kept in Unicode's form NFC, so that two that look alike by their accents are one.
     """
 
     registry: CronRegistry
+    settings: EntrySettings
     minimum_interval: timedelta
 
     async def check(
@@ -122,7 +123,7 @@ class Registrar:
         spec = self._spec(draft.entrypoint, errors=errors)
         registration = None
         if spec is not None:
-            context = _context(organization, user, cron_id, draft.entrypoint)
+            context = self._context(organization, user, cron_id, draft.entrypoint)
             registration = await _payload(spec, draft.payload, context, errors=errors)
         if errors or schedule is None or spec is None or registration is None:
             raise RegistrationError(errors)
@@ -220,7 +221,7 @@ class Registrar:
         spec = self._spec(cron.definition.entrypoint, errors=errors)
         registration = None
         if spec is not None:
-            context = _context(organization, user, cron.id, cron.definition.entrypoint)
+            context = self._context(organization, user, cron.id, cron.definition.entrypoint)
             registration = await _payload(spec, payload, context, errors=errors)
         if registration is None:
             raise RegistrationError(errors)
@@ -238,7 +239,12 @@ class Registrar:
         spec = self._spec(entrypoint, errors=errors)
         if spec is None:
             return None
-        return await _payload(spec, changes.payload, _context(organization, user, cron.id, entrypoint), errors=errors)
+        context = self._context(organization, user, cron.id, entrypoint)
+        return await _payload(spec, changes.payload, context, errors=errors)
+
+    def _context(self, organization: Organization, user: User, cron_id: UUID, entrypoint: str) -> RegistrationContext:
+        services = Services(settings=self.settings.get(entrypoint, NO_SETTINGS))
+        return RegistrationContext(organization=organization, user=user, cron_id=cron_id, services=services)
 
     def _schedule(self, expression: str, zone: str, *, now: datetime, errors: list[FieldError]) -> Schedule | None:
         wrong_zone = list(_zone_errors(zone))
@@ -295,14 +301,6 @@ async def _payload(
     except EntryContractError as error:
         errors.append(FieldError(path=("payload",), message=str(error), type="entry_failed"))
         return None
-
-
-def _context(organization: Organization, user: User, cron_id: UUID, entrypoint: str) -> RegistrationContext:
-    prefix = f"CRONPLANE_ENTRY_{entrypoint.upper()}_"
-    settings = {name[len(prefix) :].lower(): value for name, value in os.environ.items() if name.startswith(prefix)}
-    return RegistrationContext(
-        organization=organization, user=user, cron_id=cron_id, services=Services(settings=settings)
-    )
 
 
 def _policy(draft: PolicyDraft, default: Policy) -> Policy:

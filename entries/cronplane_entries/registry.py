@@ -10,7 +10,7 @@ from datetime import timedelta
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Self, cast
 
-from cronplane_entries import dummy_print
+from cronplane_entries import dummy_print, http_request
 from cronplane_entries.core import (
     AnyCronEntrySpec,
     BaseExecutionPayload,
@@ -190,6 +190,7 @@ def _check(name: str, spec: object) -> None:
             (isinstance(spec.execution, ExecutionMode), "execution is neither in_process nor pod"),
             (_is_timeout(spec.timeout), "timeout is no timedelta from 1 second to 7 days"),
             (spec.attempts == 1, "attempts is not 1, and retries are not served yet"),
+            (spec.check_settings is None or callable(spec.check_settings), "check_settings cannot be called"),
         )
         if not holds
     ]
@@ -207,6 +208,7 @@ def _is_timeout(timeout: object) -> bool:
 
 BUILT_IN: dict[CronEntrypoint, CronEntrySpec[Any, Any]] = {
     CronEntrypoint.add("dummy_print"): dummy_print.spec,
+    CronEntrypoint.add("http_request"): http_request.spec,
 }
 
 CRON_REGISTRY = CronRegistry()

@@ -25,6 +25,7 @@ from cronplane_core.lease import Lease, LeaseLostError
 from cronplane_core.readiness import find_obstacle
 from cronplane_core.settings import RunnerSettings
 from cronplane_entries.core import ExecutionMode
+from cronplane_entries.entry_settings import EntrySettings, read_entry_settings
 from cronplane_entries.registry import CronRegistry
 from cronplane_operator.change_listener import ChangeListener
 from cronplane_operator.claimer import CLAIM_BATCH, Claimer
@@ -52,6 +53,7 @@ class Runner:
     ) -> None:
         self._settings = settings
         self._registry = registry
+        self._entry_settings = read_entry_settings(os.environ, registry)
         self._recorder = recorder or RunRecorder()
         self._url: URL = parse_url(settings.database_url.get_secret_value())
         self._stopping = asyncio.Event()
@@ -101,6 +103,7 @@ class Runner:
             lease=lease,
             settings=self._settings,
             registry=self._registry,
+            entry_settings=self._entry_settings,
             recorder=self._recorder,
         )
         await term.serve(leading=self.leading, stopping=self._stopping)
@@ -148,6 +151,7 @@ class Term:
         lease: Lease,
         settings: RunnerSettings,
         registry: CronRegistry,
+        entry_settings: EntrySettings,
         recorder: RunRecorder,
     ) -> None:
         self._engine = engine
@@ -155,6 +159,7 @@ class Term:
         self._lease = lease
         self._settings = settings
         self._registry = registry
+        self._entry_settings = entry_settings
         self._recorder = recorder
         self._clock = DatabaseClock()
         self._crons_changed = asyncio.Event()
@@ -212,6 +217,7 @@ class Term:
             real_seconds=self._clock.real_seconds,
             on_outcomes=dispatcher.on_outcomes,
             on_appetite=dispatcher.on_appetite,
+            settings=self._entry_settings,
         )
         claimer = Claimer(
             engine=self._engine,

@@ -24,6 +24,7 @@ from uuid import UUID
 
 import orjson
 
+from cronplane_entries.entry_settings import EntrySettings
 from cronplane_operator.errors import RunnerError
 from cronplane_operator.worker_protocol import (
     MAXIMUM_TASK_BYTES,
@@ -111,6 +112,7 @@ class WorkerPool:
         on_appetite: Callable[[], None],
         on_trouble: Callable[[str], None] = lambda _: None,
         environment: Mapping[str, str] | None = None,
+        settings: EntrySettings | None = None,
     ) -> None:
         self._least = workers
         self._most = max(workers, max_workers)
@@ -119,6 +121,7 @@ class WorkerPool:
         self._on_appetite = on_appetite
         self._on_trouble = on_trouble
         self._environment = environment or {}
+        self._settings = orjson.dumps(settings or {})
         self._queue: deque[_Waiting] = deque()
         self._workers: dict[int, _Worker] = {}
         self._numbers = 0
@@ -226,13 +229,24 @@ class WorkerPool:
 
     def _spawn_zygote(self, control: socket.socket) -> subprocess.Popen[bytes]:
         inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "cronplane_operator.worker_process", str(control.fileno()), str(os.getpid())],
-            env={**inherited, **self._environment},
-            pass_fds=[control.fileno()],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        # The settings are not in its environment, which whatever an entry starts would inherit.
+        with os.fdopen(os.memfd_create("cronplane-settings"), "w+b") as settings:
+            settings.write(self._settings)
+            settings.seek(0)
+            return subprocess.Popen(
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "cronplane_operator.worker_process",
+                    str(control.fileno()),
+                    str(os.getpid()),
+                ],
+                env={**inherited, **self._environment},
+                pass_fds=[control.fileno()],
+                stdin=settings,
+                start_new_session=True,
+            )
 
     async def _end_zygote(self) -> None:
         """Hang up, upon which it kills its workers and what they have started, and ends."""

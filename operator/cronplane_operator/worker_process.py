@@ -24,7 +24,8 @@ import orjson
 from pydantic import ValidationError
 
 from cronplane_core.errors import CronplaneError
-from cronplane_entries.core import AnyCronEntrySpec, CronReference, ExecutionContext, RunReference
+from cronplane_entries.core import AnyCronEntrySpec, CronReference, ExecutionContext, RunReference, Services
+from cronplane_entries.entry_settings import NO_SETTINGS, EntrySettings
 from cronplane_entries.invocation import (
     PayloadInvalidError,
     ResultInvalidError,
@@ -60,9 +61,10 @@ _DESCRIPTORS = 3
 class Zygote:
     """Forks workers on request, tells when one ends, and kills one when told to."""
 
-    def __init__(self, control: socket.socket, *, runner: int) -> None:
+    def __init__(self, control: socket.socket, *, runner: int, settings: EntrySettings) -> None:
         self._control = control
         self._runner = runner
+        self._settings = settings
         self._workers: dict[int, int] = {}
         self._wakeup, self._wakeup_writer = socket.socketpair()
         self._wakeup_writer.settimeout(0)
@@ -151,7 +153,7 @@ class Zygote:
             _silence()
             memory = SharedOutput(output)
             os.close(output)
-            Worker(socket.socket(fileno=tasks), socket.socket(fileno=outcomes), memory).serve()
+            Worker(socket.socket(fileno=tasks), socket.socket(fileno=outcomes), memory, self._settings).serve()
             code = 0
         finally:
             os._exit(code)
@@ -202,13 +204,23 @@ def _silence() -> None:
     os.close(null)
 
 
+def _silence_input() -> None:
+    """Leave no way to read again what came in."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+
+
 class Worker:
     """Runs tasks until the runner hangs up."""
 
-    def __init__(self, tasks: socket.socket, outcomes: socket.socket, output: SharedOutput) -> None:
+    def __init__(
+        self, tasks: socket.socket, outcomes: socket.socket, output: SharedOutput, settings: EntrySettings
+    ) -> None:
         self._tasks = tasks
         self._outcomes = outcomes
         self._output = output
+        self._services = {name: Services(settings=settings[name]) for name in settings}
         self._message = bytearray(MAXIMUM_TASK_BYTES)
         self._loop = asyncio.new_event_loop()
         self._stream = io.TextIOWrapper(OutputFile(output), encoding="utf-8", errors="replace", write_through=True)
@@ -263,6 +275,7 @@ class Worker:
             scheduled_for=task.scheduled_for,
             deadline=task.deadline,
             log=self._log,
+            services=self._services.get(task.entrypoint, _NO_SERVICES),
         )
 
     def _run_until_complete(self, awaitable: Awaitable[object]) -> object:
@@ -307,6 +320,7 @@ class OutputFile(io.BufferedIOBase):
         """Stay open: an entry may close what it prints to, and the next run prints to the same."""
 
 
+_NO_SERVICES = Services(settings=NO_SETTINGS)
 _SENTENCES = {
     "EntryUnknown": "This version of the runner has no such entry.",
     "PayloadInvalid": "The entry does not accept the stored payload; change the cron's payload.",
@@ -360,6 +374,8 @@ def _die_with_parent(parent: int, death: signal.Signals) -> None:
 def _serve_zygote(control: socket.socket, runner: int) -> None:
     _ignore_termination()
     _die_with_parent(runner, signal.SIGKILL)
+    settings: EntrySettings = orjson.loads(sys.stdin.buffer.read())
+    _silence_input()
     try:
         load_entries()
     except CronplaneError as error:
@@ -368,7 +384,7 @@ def _serve_zygote(control: socket.socket, runner: int) -> None:
     # What is frozen is not touched by the collector, so that workers share its memory.
     gc.collect()
     gc.freeze()
-    Zygote(control, runner=runner).serve()
+    Zygote(control, runner=runner, settings=settings).serve()
 
 
 def main(arguments: list[str]) -> None:

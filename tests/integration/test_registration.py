@@ -26,7 +26,7 @@ DRAFT = CronDraft(
 
 @pytest.fixture
 def registrar(entries: CronRegistry) -> Registrar:
-    return Registrar(registry=entries, minimum_interval=timedelta(minutes=1))
+    return Registrar(registry=entries, settings={}, minimum_interval=timedelta(minutes=1))
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ async def test_what_a_change_does_not_name_is_not_judged_again(
     entries: CronRegistry, registrar: Registrar, engine: AsyncEngine, tenant: Organization
 ) -> None:
     cron = await register(registrar, engine, tenant, replace(DRAFT, cron_expr="* * * * *"))
-    stricter = Registrar(registry=entries, minimum_interval=timedelta(hours=1))
+    stricter = Registrar(registry=entries, settings={}, minimum_interval=timedelta(hours=1))
     changed = await change(stricter, engine, tenant, cron, CronChanges(name="renamed"))
     assert changed.definition == replace(cron.definition, name="renamed")
 

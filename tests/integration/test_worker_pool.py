@@ -18,6 +18,7 @@ from uuid import UUID, uuid4
 import orjson
 import pytest
 
+from cronplane_entries.entry_settings import EntrySettings
 from cronplane_operator import worker_pool
 from cronplane_operator.worker_pool import WorkerPool, WorkersUnavailableError
 from cronplane_operator.worker_protocol import MAXIMUM_OUTPUT_BYTES, Outcome, SharedOutput, Task, encode_outcome
@@ -53,7 +54,9 @@ def task(entrypoint: str = "no_op", *, timeout: float = FOREVER, **payload: obje
 class Harness:
     """A pool, what it reported in order, and a way to wait for it."""
 
-    def __init__(self, *, workers: int, max_workers: int, **environment: str) -> None:
+    def __init__(
+        self, *, workers: int, max_workers: int, settings: EntrySettings | None = None, **environment: str
+    ) -> None:
         self.outcomes: list[Outcome] = []
         self.trouble: list[str] = []
         self._changed = asyncio.Event()
@@ -65,6 +68,7 @@ class Harness:
             on_appetite=self._changed.set,
             on_trouble=self._on_trouble,
             environment={"PYTHONPATH": ENTRIES} | environment,
+            settings=settings,
         )
 
     def _on_outcomes(self, outcomes: Sequence[Outcome]) -> None:
@@ -105,8 +109,8 @@ async def start_pool() -> AsyncIterator[StartPool]:
     failures: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
 
-    async def start(*, workers: int = 1, max_workers: int = 1, **environment: str) -> Harness:
-        harness = Harness(workers=workers, max_workers=max_workers, **environment)
+    async def start(*, workers: int = 1, max_workers: int = 1, **others: Any) -> Harness:
+        harness = Harness(workers=workers, max_workers=max_workers, **others)
         started.append(harness)
         async with asyncio.timeout(HANG_GUARD):
             await harness.pool.start()
@@ -394,6 +398,18 @@ async def test_a_worker_sees_no_secret_of_the_runner(start_pool: StartPool, monk
     seen = set(orjson.loads(outcome.result_json or "")["environment"])
     assert {"GIVEN", "PATH", "PYTHONPATH"} <= seen
     assert not {"CRONPLANE_DATABASE_URL", "PGPASSWORD"} & seen
+
+
+async def test_an_entry_is_given_its_own_settings_and_leaves_them_to_nothing_that_it_starts(
+    start_pool: StartPool,
+) -> None:
+    settings = {"tell_settings": {"token": "its own"}, "no_op": {"token": "of another"}}
+    [outcome] = await (await start_pool(settings=settings)).run(task("tell_settings"))
+    told = orjson.loads(outcome.result_json or "")
+    assert told["settings"] == {"token": "its own"}
+    assert told["input"] == ""
+    assert "its own" not in told["environment"]
+    assert "CRONPLANE" not in told["environment"]
 
 
 async def test_an_entry_cannot_cut_off_the_memory_that_the_runner_reads(start_pool: StartPool) -> None:

@@ -18,7 +18,7 @@ from cronplane_entries.core import (
     Services,
     User,
 )
-from cronplane_entries.registry import CronEntrypoint
+from cronplane_entries.registry import BUILT_IN, CronEntrypoint
 
 NOON = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 
@@ -30,7 +30,7 @@ def only_built_in_entries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Hide the distributions of other tests, and forget the names and modules that this one makes known."""
     trial = Path(__file__).parents[1] / "distributions"
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if Path(entry) != trial])
-    monkeypatch.setattr(type(CronEntrypoint), "_members", {"dummy_print": CronEntrypoint("dummy_print")})
+    monkeypatch.setattr(type(CronEntrypoint), "_members", {str(name): name for name in BUILT_IN})
     modules = set(sys.modules)
     yield
     for name in set(sys.modules) - modules:
@@ -75,4 +75,5 @@ def execution_context() -> ExecutionContext:
         scheduled_for=NOON,
         deadline=NOON + timedelta(hours=1),
         log=logging.getLogger("test.entry"),
+        services=Services(settings={}),
     )

@@ -76,7 +76,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> CronRegistry:
 
 @pytest.fixture
 def registrar(registry: CronRegistry) -> Registrar:
-    return Registrar(registry=registry, minimum_interval=timedelta(minutes=1))
+    return Registrar(registry=registry, settings={}, minimum_interval=timedelta(minutes=1))
 
 
 DRAFT = CronDraft(
@@ -107,11 +107,10 @@ async def test_a_good_draft_becomes_a_definition_and_a_schedule(registrar: Regis
 
 
 async def test_the_administrators_settings_for_an_entry_reach_its_validator(
-    registrar: Registrar, monkeypatch: pytest.MonkeyPatch
+    registrar: Registrar,
 ) -> None:
-    monkeypatch.setenv("CRONPLANE_ENTRY_WISH_BASE_URL", "https://example.org")
-    monkeypatch.setenv("CRONPLANE_ENTRY_OTHER_TOKEN", "a secret of another entry")
-    definition, _ = await check(registrar, DRAFT)
+    settings = {"wish": {"base_url": "https://example.org"}, "other": {"token": "a secret of another entry"}}
+    definition, _ = await check(replace(registrar, settings=settings), DRAFT)
     assert definition.execution_payload["settings"] == {"base_url": "https://example.org"}
 
 
@@ -263,7 +262,7 @@ async def test_what_cron_knows_is_accepted(registrar: Registrar, cron_expr: str)
 async def test_two_fires_may_not_be_closer_than_the_minimum_on_any_day_of_the_year(
     registry: CronRegistry, minimum: int, cron_expr: str, *, is_accepted: bool
 ) -> None:
-    registrar = Registrar(registry=registry, minimum_interval=timedelta(seconds=minimum))
+    registrar = Registrar(registry=registry, settings={}, minimum_interval=timedelta(seconds=minimum))
     draft = replace(DRAFT, cron_expr=cron_expr)
     if is_accepted:
         await check(registrar, draft)

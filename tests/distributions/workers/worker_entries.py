@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cronplane_entries.core import BaseExecutionPayload, BaseUserPayload, CronEntrySpec
+from cronplane_entries.core import BaseExecutionPayload, BaseUserPayload, CronEntrySpec, ExecutionContext
 
 
 class Wish(BaseUserPayload):
@@ -159,6 +159,13 @@ def _sleep(payload: Task, **_: object) -> None:
     time.sleep(3600)
 
 
+def _tell_settings(payload: Task, *, context: ExecutionContext) -> dict[str, object]:
+    """Tell what it was given, and what a program that it starts could read besides."""
+    again = sys.stdin.read() if sys.stdin else ""
+    environment = subprocess.run(["/usr/bin/env"], capture_output=True, check=True, text=True).stdout
+    return {"settings": dict(context.services.settings), "input": again, "environment": environment}
+
+
 def _terminate_everyone(payload: Task, **_: object) -> None:
     """Send SIGTERM as a service manager does: to the zygote and to every worker."""
     for pid in (os.getppid(), os.getpid()):
@@ -177,5 +184,6 @@ raise_sync = entry(_raise)
 raise_async = entry(_raise_async)
 leave_a_task_behind = entry(_leave_a_task_behind)
 recurse = entry(_recurse)
+tell_settings = entry(_tell_settings)
 sleep = entry(_sleep)
 terminate_everyone = entry(_terminate_everyone)

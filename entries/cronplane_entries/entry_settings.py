@@ -1,0 +1,49 @@
+"""What the administrator sets for single entries, read once when a process starts.
+
+A variable `CRONPLANE_ENTRY_<NAME>_<KEY>` belongs to the entry with the longest name that fits, so that what is set for
+`http_request` never reaches one named `http`. A setting that is wrong is an error then, not when a cron fires.
+"""
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+from cronplane_entries.core import EntryError
+from cronplane_entries.registry import CronRegistry
+
+PREFIX = "CRONPLANE_ENTRY_"
+EntrySettings = Mapping[str, Mapping[str, str]]
+NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
+
+
+class InvalidSettingsError(EntryError):
+    """An entry refuses its settings; mend the environment variables that the message names."""
+
+
+def read_entry_settings(environment: Mapping[str, str], registry: CronRegistry) -> EntrySettings:
+    """Give the settings of every entry that has some: names and keys in lower case.
+
+    Raises:
+        InvalidSettingsError: an entry refuses its settings.
+
+    """
+    settings = _by_entry(environment, [str(name) for name in registry])
+    for name, spec in registry.items():
+        if spec.check_settings is None:
+            continue
+        try:
+            spec.check_settings(settings.get(name, NO_SETTINGS))
+        except ValueError as error:
+            raise InvalidSettingsError(f"The settings {PREFIX}{name.upper()}_… are refused: {error}") from error
+    return settings
+
+
+def _by_entry(environment: Mapping[str, str], names: Iterable[str]) -> dict[str, dict[str, str]]:
+    longest_first = sorted(names, key=len, reverse=True)
+    found: dict[str, dict[str, str]] = {}
+    for variable, value in environment.items():
+        for name in longest_first:
+            prefix = f"{PREFIX}{name.upper()}_"
+            if variable.startswith(prefix) and variable != prefix:
+                found.setdefault(name, {})[variable.removeprefix(prefix).lower()] = value
+                break
+    return found
