@@ -1,8 +1,10 @@
 """The routes of crons: registered, read, changed, deleted, paused, resumed and triggered."""
 
 import unicodedata
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Query, Request
@@ -19,7 +21,7 @@ from cronplane_api.answers import (
     check_if_match,
     etag,
 )
-from cronplane_api.errors import not_found
+from cronplane_api.errors import CONFLICT, ProblemError, not_found
 from cronplane_api.guarded_route import GuardedRoute
 from cronplane_api.pagination import DEFAULT_LIMIT, Cursor, Limit, read_cursor, write_cursor
 from cronplane_api.principals import requires
@@ -46,6 +48,7 @@ from cronplane_core.time_zones import time_zone
 
 router = APIRouter(prefix="/crons/{organization_id}", tags=["crons"], route_class=GuardedRoute)
 _PREVIEWED_FIRES = 10
+_TRIES = 20
 
 
 @router.post(
@@ -175,21 +178,24 @@ async def update_cron(
     request: Request, organization_id: UUID, cron_id: UUID, body: CronPatch, if_match: IfMatch = None
 ) -> Response:
     """Change a cron; a new schedule counts from now on and never fires into the past."""
-    state, principal = state_of(request), principal_of(request)
+    principal = principal_of(request)
 
-    async def change(connection: AsyncConnection) -> Answer:
-        cron = await _locked(connection, organization_id, cron_id, if_match)
-        changed = await state.registrar.change(
-            connection,
-            cron=cron,
-            changes=body.changes(),
-            organization=principal.organization,
-            user=principal.user,
-            now=principal.now,
+    async def attempt() -> Response:
+        cron = await _found(request, organization_id, cron_id, if_match)
+        definition = await state_of(request).registrar.check_changes(
+            body.changes(), cron=cron, organization=principal.organization, user=principal.user, now=principal.now
         )
-        return await _shown(request, connection, changed)
 
-    return await carry_out(request, change, notify=Channel.CRONS)
+        async def change(connection: AsyncConnection) -> Answer:
+            locked = await _locked_as_judged(connection, cron, if_match)
+            changed = await cron_repository.update_cron(
+                connection, cron=locked, definition=definition, updated_by=principal.user.id
+            )
+            return await _shown(request, connection, changed)
+
+        return await carry_out(request, change, notify=Channel.CRONS)
+
+    return await _until_undisturbed(attempt)
 
 
 @router.delete(
@@ -263,22 +269,38 @@ async def trigger_cron(
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Run a cron now, paused or not; while a run of it is not over, the new one is recorded as skipped."""
-    state, principal = state_of(request), principal_of(request)
+    if (answer := await answered_before(request, idempotency_key)) is not None:
+        return answer
+    if body is None or body.payload is None:
 
-    async def trigger(connection: AsyncConnection) -> Answer:
-        cron = await _locked(connection, organization_id, cron_id, None)
-        execution_payload = None
-        if body is not None and body.payload is not None:
-            execution_payload = await state.registrar.override_payload(
-                cron=cron, payload=body.payload, organization=principal.organization, user=principal.user
-            )
-        run = await run_repository.insert_manual_run(
-            connection, cron=cron, created_by=principal.user.id, execution_payload=execution_payload
+        async def trigger(connection: AsyncConnection) -> Answer:
+            return await _triggered(request, connection, await _locked(connection, organization_id, cron_id, None))
+
+        return await carry_out_once(request, idempotency_key, trigger, notify=Channel.RUNS)
+    payload, principal = body.payload, principal_of(request)
+
+    async def attempt() -> Response:
+        cron = await _found(request, organization_id, cron_id, None)
+        override = await state_of(request).registrar.check_override(
+            payload, cron=cron, organization=principal.organization, user=principal.user
         )
-        location = f"/crons/{organization_id}/{cron_id}/runs/{run.id}"
-        return Answer(status=202, body=RunRead.model_validate(run), headers={"Location": location})
 
-    return await carry_out_once(request, idempotency_key, trigger, notify=Channel.RUNS)
+        async def trigger(connection: AsyncConnection) -> Answer:
+            return await _triggered(request, connection, await _locked_as_judged(connection, cron, None), override)
+
+        return await carry_out_once(request, idempotency_key, trigger, notify=Channel.RUNS)
+
+    return await _until_undisturbed(attempt)
+
+
+async def _triggered(
+    request: Request, connection: AsyncConnection, cron: Cron, execution_payload: dict[str, Any] | None = None
+) -> Answer:
+    run = await run_repository.insert_manual_run(
+        connection, cron=cron, created_by=principal_of(request).user.id, execution_payload=execution_payload
+    )
+    location = f"/crons/{cron.organization_id}/{cron.id}/runs/{run.id}"
+    return Answer(status=202, body=RunRead.model_validate(run), headers={"Location": location})
 
 
 async def _set_enabled(
@@ -301,6 +323,37 @@ async def _set_enabled(
         return await _shown(request, connection, changed)
 
     return await carry_out_once(request, idempotency_key, change, notify=Channel.CRONS)
+
+
+class _ChangedMeanwhileError(ProblemError):
+    """Somebody else has changed the cron since it was judged; judge it again."""
+
+
+async def _until_undisturbed(attempt: Callable[[], Awaitable[Response]]) -> Response:
+    """Judge and then change, again if need be.
+
+    An entry takes its time to judge a payload, and meanwhile nothing may be locked and no connection be held.
+    """
+    for _ in range(_TRIES - 1):
+        with suppress(_ChangedMeanwhileError):
+            return await attempt()
+    return await attempt()
+
+
+async def _found(request: Request, organization_id: UUID, cron_id: UUID, if_match: str | None) -> Cron:
+    async with reading(state_of(request).engine) as connection:
+        cron = await cron_repository.get_cron(connection, organization_id=organization_id, cron_id=cron_id)
+    if cron is None:
+        raise not_found()
+    check_if_match(if_match, cron)
+    return cron
+
+
+async def _locked_as_judged(connection: AsyncConnection, judged: Cron, if_match: str | None) -> Cron:
+    locked = await _locked(connection, judged.organization_id, judged.id, if_match)
+    if locked.generation != judged.generation:
+        raise _ChangedMeanwhileError(CONFLICT, "The cron is being changed by others; read it and try again")
+    return locked
 
 
 async def _locked(connection: AsyncConnection, organization_id: UUID, cron_id: UUID, if_match: str | None) -> Cron:

@@ -27,6 +27,7 @@ from cronplane_entries.core import (
     RegistrationRefusedError,
 )
 
+VALIDATOR_SECONDS = 30.0
 MAXIMUM_PAYLOAD_BYTES = 128 * 1024
 MAXIMUM_RESULT_BYTES = 64 * 1024
 # What reads a payload or a result later, pydantic among it, has limits of its own.
@@ -91,8 +92,10 @@ async def register(
 async def _execution_payload(
     spec: AnyCronEntrySpec, user_payload: BaseUserPayload, context: RegistrationContext
 ) -> BaseExecutionPayload:
+    limit = asyncio.timeout(VALIDATOR_SECONDS)
     try:
-        execution_payload = await _call_validator(spec, user_payload, context)
+        async with limit:
+            execution_payload = await _call_validator(spec, user_payload, context)
     except RegistrationRefusedError as error:
         raise PayloadInvalidError([_refusal(error, path=error.field)]) from error
     except ValidationError as error:
@@ -100,6 +103,9 @@ async def _execution_payload(
     except (ValueError, AssertionError) as error:
         raise PayloadInvalidError([_refusal(error)]) from error
     except (Exception, SystemExit) as error:
+        if limit.expired():
+            message = f"The entry's registration validator took more than {VALIDATOR_SECONDS:g} s; tell its author"
+            raise EntryContractError(message) from error
         raise EntryContractError(
             f"The entry's registration validator failed with {type(error).__name__}; tell its author"
         ) from error

@@ -12,10 +12,11 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import structlog
 from pydantic import JsonValue
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cronplane_core.cron_repository import Cron, Definition, Policy, insert_cron, update_cron
+from cronplane_core.cron_repository import Cron, Definition, Policy, insert_cron
 from cronplane_core.schedule import Schedule, ScheduleError, UnknownTimeZoneError
 from cronplane_core.tables import Catchup, CronSource, Overlap
 from cronplane_entries.core import (
@@ -37,6 +38,7 @@ from cronplane_entries.invocation import (
 )
 from cronplane_entries.registry import LONGEST_TIMEOUT, CronEntrypoint, CronRegistry, UnknownEntryError
 
+_log = structlog.get_logger("cronplane.registration")
 MAXIMUM_NAME_LENGTH = 200
 LONGEST_CATCHUP_WINDOW = timedelta(days=30)
 LONGEST_BACKOFF = timedelta(days=1)
@@ -124,7 +126,7 @@ class Registrar:
         registration = None
         if spec is not None:
             context = self._context(organization, user, cron_id, draft.entrypoint)
-            registration = await _payload(spec, draft.payload, context, errors=errors)
+            registration = await _payload(spec, draft.payload, context, entrypoint=draft.entrypoint, errors=errors)
         if errors or schedule is None or spec is None or registration is None:
             raise RegistrationError(errors)
         definition = Definition(
@@ -163,21 +165,13 @@ class Registrar:
             source=CronSource.API,
         )
 
-    async def change(
-        self,
-        connection: AsyncConnection,
-        *,
-        cron: Cron,
-        changes: CronChanges,
-        organization: Organization,
-        user: User,
-        now: datetime,
-    ) -> Cron:
-        """Change a locked cron; what is not asked for stays, and is not judged again.
+    async def check_changes(
+        self, changes: CronChanges, *, cron: Cron, organization: Organization, user: User, now: datetime
+    ) -> Definition:
+        """Say what a cron would become, writing nothing; what is not asked for stays, and is not judged again.
 
         Raises:
             RegistrationError: the changes are refused; every reason that could be found is given.
-            CronNameTakenError: the organization has another cron of the new name.
 
         """
         before = cron.definition
@@ -200,16 +194,14 @@ class Registrar:
             policy=_policy(changes.policy, before.policy),
             enabled=before.enabled if changes.enabled is None else changes.enabled,
         )
-        if registration is not None:
-            definition = replace(
-                definition,
-                user_payload=registration.user_payload,
-                execution_payload=registration.execution_payload,
-            )
-        return await update_cron(connection, cron=cron, definition=definition, updated_by=user.id)
+        if registration is None:
+            return definition
+        return replace(
+            definition, user_payload=registration.user_payload, execution_payload=registration.execution_payload
+        )
 
-    async def override_payload(
-        self, *, cron: Cron, payload: Mapping[str, JsonValue], organization: Organization, user: User
+    async def check_override(
+        self, payload: Mapping[str, JsonValue], *, cron: Cron, organization: Organization, user: User
     ) -> dict[str, Any]:
         """Give the execution payload for one run with another user payload.
 
@@ -222,7 +214,7 @@ class Registrar:
         registration = None
         if spec is not None:
             context = self._context(organization, user, cron.id, cron.definition.entrypoint)
-            registration = await _payload(spec, payload, context, errors=errors)
+            registration = await _payload(spec, payload, context, entrypoint=cron.definition.entrypoint, errors=errors)
         if registration is None:
             raise RegistrationError(errors)
         return registration.execution_payload
@@ -240,7 +232,7 @@ class Registrar:
         if spec is None:
             return None
         context = self._context(organization, user, cron.id, entrypoint)
-        return await _payload(spec, changes.payload, context, errors=errors)
+        return await _payload(spec, changes.payload, context, entrypoint=entrypoint, errors=errors)
 
     def _context(self, organization: Organization, user: User, cron_id: UUID, entrypoint: str) -> RegistrationContext:
         services = Services(settings=self.settings.get(entrypoint, NO_SETTINGS))
@@ -288,6 +280,7 @@ async def _payload(
     payload: Mapping[str, JsonValue],
     context: RegistrationContext,
     *,
+    entrypoint: str,
     errors: list[FieldError],
 ) -> Registration | None:
     if found := list(unstorable(dict(payload))):
@@ -299,6 +292,8 @@ async def _payload(
         errors.extend(replace(found, path=("payload", *found.path)) for found in error.errors)
         return None
     except EntryContractError as error:
+        # The client learns that it failed, its author where; foreign words, which may repeat the payload, nobody.
+        _log.exception("entry failed", entrypoint=entrypoint, exc_info=error)
         errors.append(FieldError(path=("payload",), message=str(error), type="entry_failed"))
         return None
 

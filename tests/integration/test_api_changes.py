@@ -1,12 +1,15 @@
 """Changes that meet others, and changes that are asked for twice."""
 
 import asyncio
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psycopg
 import pytest
 
 from cronplane_core.database import connection_string
+from cronplane_entries.core import BaseExecutionPayload, BaseUserPayload, CronEntrySpec
+from cronplane_entries.registry import CronEntrypoint, CronRegistry
 
 BODY = {
     "name": "my job",
@@ -213,3 +216,80 @@ async def test_a_change_cannot_take_anothers_name(api: Any) -> None:
     cron = await api.register("free")
     answer = await api.call("PATCH", cron["id"], json={"name": "taken"})
     assert (answer.status_code, answer.json()["type"]) == (409, "https://cronplane.dev/problems/conflict")
+
+
+@dataclass(slots=True)
+class Deliberation:
+    """A validator that says when it has begun, and goes on when it is told to."""
+
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    may_go_on: asyncio.Event = field(default_factory=asyncio.Event)
+    judged: int = 0
+
+    async def __call__(self, payload: Any, **_: object) -> Any:
+        self.judged += 1
+        self.begun.set()
+        async with asyncio.timeout(HANG_GUARD):
+            await self.may_go_on.wait()
+        return payload
+
+
+class Anything(BaseUserPayload):
+    message: str
+
+
+class Kept(BaseExecutionPayload):
+    message: str
+
+
+@pytest.fixture
+async def deliberate(start_api: Any, api: Any) -> tuple[Any, Deliberation]:
+    """The same API, where the entry takes its time."""
+    deliberation = Deliberation()
+
+    async def validate(payload: Anything, **_: object) -> Kept:
+        await deliberation(payload)
+        return Kept(message=payload.message)
+
+    registry = CronRegistry()
+    registry[CronEntrypoint("dummy_print")] = CronEntrySpec(
+        user_payload_model=Anything,
+        execution_payload_model=Kept,
+        registration_validator=validate,
+        execution_validator=lambda payload, **_: None,
+        executor=lambda payload, **_: None,
+    )
+    application, client = await start_api(registry=registry)
+    return replace(api, application=application, client=client), deliberation
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("PATCH", "", 200), ("POST", "/trigger", 202)])
+async def test_nothing_is_locked_while_an_entry_judges_and_what_changed_meanwhile_is_judged_again(
+    api: Any, deliberate: tuple[Any, Deliberation], method: str, path: str, status: int
+) -> None:
+    cron = await api.register()
+    slow, deliberation = deliberate
+    asking = asyncio.create_task(slow.call(method, f"{cron['id']}{path}", json={"payload": {"message": "new"}}))
+    async with asyncio.timeout(HANG_GUARD):
+        await deliberation.begun.wait()
+    assert (await api.call("PATCH", cron["id"], json={"name": "renamed"})).status_code == 200
+    deliberation.may_go_on.set()
+    answer = await asking
+    assert (answer.status_code, deliberation.judged) == (status, 2)
+    changed = (await api.call("GET", cron["id"])).json()
+    assert changed["name"] == "renamed"
+    assert changed["payload"]["message"] == ("new" if method == "PATCH" else "hello")
+
+
+async def test_a_change_with_an_etag_is_refused_when_the_cron_changed_while_an_entry_judged(
+    api: Any, deliberate: tuple[Any, Deliberation]
+) -> None:
+    cron = await api.register()
+    slow, deliberation = deliberate
+    body, headers = {"payload": {"message": "new"}}, {"If-Match": '"1"'}
+    asking = asyncio.create_task(slow.call("PATCH", cron["id"], json=body, headers=headers))
+    async with asyncio.timeout(HANG_GUARD):
+        await deliberation.begun.wait()
+    await api.call("PATCH", cron["id"], json={"name": "renamed"})
+    deliberation.may_go_on.set()
+    assert (await asking).status_code == 412

@@ -12,6 +12,7 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from cronplane_core.database import parse_url
 from cronplane_core.embedded_postgresql import EmbeddedPostgresql
@@ -120,7 +121,7 @@ async def test_a_server_with_an_entry_that_the_database_lacks_is_not_ready_and_n
     assert "cronplane migrate" in answer.json()["detail"]
 
 
-async def test_what_an_entry_raises_by_mistake_is_not_told_to_clients(
+async def test_what_an_entry_raises_by_mistake_is_told_to_its_author_and_not_to_clients(
     start_api: Any, api: Any, entries: CronRegistry, database: Any
 ) -> None:
     def validate(payload: Any, **_: object) -> Any:
@@ -137,13 +138,18 @@ async def test_what_an_entry_raises_by_mistake_is_not_told_to_clients(
     )
     _, client = await start_api(registry=registry)
     headers = {"Authorization": f"Bearer {api.keys['editor']}"}
-    answer = await client.post(f"/crons/{api.organization_id}", json=BODY, headers=headers)
+    with capture_logs() as logged:
+        answer = await client.post(f"/crons/{api.organization_id}", json=BODY, headers=headers)
     assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
     [error] = answer.json()["errors"]
     assert (error["pointer"], error["type"]) == ("/payload", "entry_failed")
     assert "tell its author" in error["message"]
     assert not {"secret", "hello", "Traceback"} & set(answer.text.replace('"', " ").split())
     assert database.execute("SELECT count(*) FROM scheduler.cron_jobs") == [(0,)]
+    [failure] = [line for line in logged if line["event"] == "entry failed"]
+    assert (failure["entrypoint"], failure["log_level"]) == ("dummy_print", "error")
+    assert isinstance(failure["exc_info"].__cause__, KeyError)
+    assert "secret" not in str({**failure, "exc_info": None})
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])

@@ -46,12 +46,11 @@ async def register(registrar: Registrar, engine: AsyncEngine, tenant: Organizati
 async def change(
     registrar: Registrar, engine: AsyncEngine, tenant: Organization, cron: Cron, changes: CronChanges
 ) -> Cron:
+    definition = await registrar.check_changes(changes, cron=cron, organization=tenant, user=USER, now=NOON)
     async with transaction(engine) as connection:
         locked = await cron_repository.lock_cron(connection, organization_id=tenant.id, cron_id=cron.id)
-        assert locked is not None
-        return await registrar.change(
-            connection, cron=locked, changes=changes, organization=tenant, user=USER, now=NOON
-        )
+        assert locked == cron
+        return await cron_repository.update_cron(connection, cron=locked, definition=definition, updated_by=USER.id)
 
 
 async def test_a_registered_cron_is_the_row_that_was_checked(

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import pytest
 from pydantic import BaseModel, Field, SecretStr, computed_field, field_validator
 
-from cronplane_entries import dummy_print
+from cronplane_entries import dummy_print, invocation
 from cronplane_entries.core import (
     BaseExecutionPayload,
     BaseUserPayload,
@@ -96,6 +96,24 @@ async def test_no_refusal_repeats_what_was_sent() -> None:
         with pytest.raises(PayloadInvalidError) as refused:
             await register(SPEC, payload=payload, context=CONTEXT)
         assert SECRET not in str(refused.value)
+
+
+async def test_a_validator_that_takes_too_long_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def think_forever(payload: Asked, *, context: RegistrationContext) -> Kept:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(invocation, "VALIDATOR_SECONDS", 0.01)
+    with pytest.raises(EntryContractError, match=r"took more than 0\.01 s"):
+        await register(replace(SPEC, registration_validator=think_forever), payload={}, context=CONTEXT)
+
+
+async def test_a_time_out_of_the_validators_own_is_a_failure_of_its_own() -> None:
+    async def time_out(payload: Asked, *, context: RegistrationContext) -> Kept:
+        raise TimeoutError
+
+    with pytest.raises(EntryContractError, match="failed with TimeoutError"):
+        await register(replace(SPEC, registration_validator=time_out), payload={}, context=CONTEXT)
 
 
 async def test_a_validator_refuses_with_or_without_a_path() -> None:

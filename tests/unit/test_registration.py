@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -399,21 +399,20 @@ async def a_cron(registrar: Registrar) -> Cron:
         (CronChanges(policy=PolicyDraft(overlap=Overlap.ALLOW)), ("overlap",), "not_served"),
     ],
 )
-async def test_a_change_is_refused_at_the_field_that_is_wrong_before_anything_is_written(
+async def test_a_change_is_refused_at_the_field_that_is_wrong(
     registrar: Registrar, changes: CronChanges, path: tuple[str | int, ...], reason: str
 ) -> None:
     cron = await a_cron(registrar)
-    nowhere = cast("Any", None)
     with pytest.raises(RegistrationError) as caught:
-        await registrar.change(nowhere, cron=cron, changes=changes, organization=ORGANIZATION, user=USER, now=NOW)
+        await registrar.check_changes(changes, cron=cron, organization=ORGANIZATION, user=USER, now=NOW)
     assert [(error.path, error.type) for error in caught.value.errors] == [(path, reason)]
 
 
 async def test_a_payload_for_one_run_is_judged_as_that_of_a_registration(registrar: Registrar) -> None:
     cron = await a_cron(registrar)
     whose: dict[str, Any] = {"cron": cron, "organization": ORGANIZATION, "user": USER}
-    accepted = await registrar.override_payload(payload={"anything": "else"}, **whose)
+    accepted = await registrar.check_override({"anything": "else"}, **whose)
     assert accepted == {"anything": "else", "cron_id": str(CRON_ID), "settings": {}}
     with pytest.raises(RegistrationError) as caught:
-        await registrar.override_payload(payload={"refuse": "plainly"}, **whose)
+        await registrar.check_override({"refuse": "plainly"}, **whose)
     assert [(error.path, error.type) for error in caught.value.errors] == [(("payload",), "refused")]
