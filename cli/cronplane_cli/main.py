@@ -105,6 +105,20 @@ def migrate() -> None:
     typer.echo(f"The schema went from {before} to {migration.revision}; entries added: {added}.")
 
 
+@app.command()
+def check(
+    *, as_json: Annotated[bool, typer.Option("--json", help="A JSON object per line instead of a sentence.")] = False
+) -> None:
+    """Find every fire that is not accounted for exactly once: a line each, status 1 if there is one, 2 on trouble."""
+    try:
+        violations = import_module("cronplane_cli.check_role").run(as_json=as_json)
+    except CronplaneError as error:
+        typer.echo(f"cronplane: {error}", err=True)
+        raise typer.Exit(2) from error
+    if violations:
+        raise typer.Exit(1)
+
+
 @organizations.command("create")
 def create_organization(name: str, *, url: ServerUrl = _DEFAULT_URL, key: Credential) -> None:
     """Make an organization and show its id."""
