@@ -266,12 +266,16 @@ def _parse(expression: str, time_zone: str) -> Schedule:
     minute, hour, *date_fields = _five_fields(expression)
     for position, text in enumerate((minute, hour, *date_fields)):
         _check_field(position, text)
-    times = CronSim(f"{minute} {hour} * * *", _EPOCH)
+    calendar = _calendar(" ".join(date_fields))
+    if calendar is None:
+        raise InvalidExpressionError(
+            f"the cron expression {expression!r} can never fire: no date has that day, month and weekday together"
+        )
     return Schedule(
         expression=expression,
         time_zone=time_zone,
-        _calendar=_calendar(expression, " ".join(date_fields)),
-        _minutes_of_day=tuple(_A_DAY[60 * h + m] for h in sorted(times.hours) for m in sorted(times.minutes)),
+        _calendar=calendar,
+        _minutes_of_day=_minutes_of_day(minute, hour),
         _zone=_zone(time_zone),
         _is_fixed_time=not (minute.startswith("*") or hour.startswith("*")),
     )
@@ -296,19 +300,24 @@ def _macro(expression: str) -> str:
         ) from unknown
 
 
-def _calendar(expression: str, date_fields: str) -> CronSim:
-    never = InvalidExpressionError(
-        f"the cron expression {expression!r} can never fire: no date has that day, month and weekday together"
-    )
+# Many schedules differ in their times only, or in their dates; what they share is read once and kept once.
+@lru_cache(maxsize=4096)
+def _calendar(date_fields: str) -> CronSim | None:
+    """The days that match, or None if none ever does."""
     try:
         calendar = CronSim(f"0 0 {date_fields}", _EPOCH)
-    except CronSimError as impossible_day:
-        raise never from impossible_day
-    if next(_days(calendar, first=_EPOCH), None) is None:
-        raise never
-    return calendar
+    except CronSimError:
+        return None
+    return None if next(_days(calendar, first=_EPOCH), None) is None else calendar
 
 
+@lru_cache(maxsize=4096)
+def _minutes_of_day(minute: str, hour: str) -> tuple[timedelta, ...]:
+    times = CronSim(f"{minute} {hour} * * *", _EPOCH)
+    return tuple(_A_DAY[60 * h + m] for h in sorted(times.hours) for m in sorted(times.minutes))
+
+
+@lru_cache(maxsize=4096)
 def _check_field(position: int, text: str) -> None:
     _values(position, text)
     for term in text.split(","):
