@@ -25,7 +25,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from itertools import dropwhile, takewhile
+from itertools import dropwhile, islice, takewhile
 from operator import sub
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
@@ -143,10 +143,21 @@ class Schedule:
         Raises:
             ScheduleError: `after` or `until` is naive.
         """
-        fire, end, left = _utc(after), _utc(until), limit
-        while left != 0 and (following := self.next_after(fire)) is not None and following <= end:
-            yield following
-            fire, left = following, None if left is None else left - 1
+        end = _utc(until)
+        yield from islice(takewhile(lambda fire: fire <= end, self._fires_after(_utc(after))), limit)
+
+    def _fires_after(self, instant: datetime) -> Iterator[datetime]:
+        if not self._is_fixed_time:
+            while (fire := self.next_after(instant)) is not None:
+                yield fire
+                instant = fire
+            return
+        with suppress(OverflowError):
+            for fire in self._fixed_times(instant):
+                # Those that the clock skips in one go fire together.
+                if fire > instant:
+                    yield fire
+                    instant = fire
 
     def shortest_interval(self, *, from_: datetime, horizon: timedelta = timedelta(days=400)) -> timedelta:
         """Return the exact shortest time between two consecutive fires in (from_, from_ + horizon].
@@ -178,8 +189,10 @@ class Schedule:
 
     def _next_fixed_time(self, instant: datetime) -> datetime | None:
         # In a repeated hour, the minutes ahead on the dial have already had their turn: pass them over.
-        fires = map(self._once, self._nominal_minutes(after=instant.astimezone(self._zone)))
-        return next((fire for fire in fires if fire > instant), None)
+        return next((fire for fire in self._fixed_times(instant) if fire > instant), None)
+
+    def _fixed_times(self, instant: datetime) -> Iterator[datetime]:
+        return map(self._once, self._nominal_minutes(after=instant.astimezone(self._zone)))
 
     def _next_wildcard(self, instant: datetime) -> datetime | None:
         local = instant.astimezone(self._zone)
@@ -238,6 +251,7 @@ class Schedule:
         return after < start and end <= until and end - start == _DAY
 
 
+@lru_cache(maxsize=4096)
 def describe(schedule: Schedule) -> str:
     """Say a schedule in English for people: "At 09:00 on Monday through Friday, Europe/Paris"."""
     text = explain(" ".join(_five_fields(schedule.expression)))
