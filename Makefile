@@ -23,8 +23,8 @@ test: $(READY) ## Run all tests on a real embedded PostgreSQL
 	$(BIN)/python -m pytest
 
 .PHONY: demo
-demo: $(READY) ## Start the whole system with sample crons; Ctrl-C stops it
-	$(BIN)/cronplane dev --demo
+demo: $(READY) ## Start the whole system with a cron of every entry; Ctrl-C stops it
+	$(BIN)/python examples/demo/demo.py
 
 .PHONY: bench
 bench: $(READY) ## Measure, each figure beside its baseline of the same run

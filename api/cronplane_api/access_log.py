@@ -49,4 +49,4 @@ class AccessLog:
 
 
 def _template(scope: Scope) -> str:
-    return getattr(scope.get("route"), "path", "(none)")
+    return getattr(scope.get("route"), "path_format", "(none)")

@@ -13,6 +13,7 @@ from cronplane_api.access_log import AccessLog
 from cronplane_api.pagination import cursor_secret
 from cronplane_api.principals import key_digest
 from cronplane_api.problem_details import ProblemBody
+from cronplane_api.schemas import leave_null_out
 from cronplane_api.state import State
 from cronplane_core import __version__
 from cronplane_core.change_notifier import ChangeNotifier
@@ -73,6 +74,7 @@ async def _running_state(settings: ApiSettings, registry: CronRegistry) -> Async
                 minimum_interval=settings.minimum_interval,
             ),
             body_limit=settings.body_limit,
+            body_timeout=settings.body_timeout,
             installation_key_digest=key_digest(installation_key),
             cursor_secret=cursor_secret(installation_key),
         )
@@ -97,5 +99,7 @@ def _openapi(application: FastAPI) -> dict[str, object]:
         components["schemas"].update(problem.pop("$defs"), ProblemBody=problem)
         for path, operations in document["paths"].items():
             for operation in operations.values():
+                for parameter in operation.get("parameters", []):
+                    leave_null_out(parameter["schema"])
                 operation["security"] = [] if path in _PUBLIC_PATHS else [{"key": []}]
     return application.openapi_schema or {}

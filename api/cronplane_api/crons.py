@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from sqlalchemy.ext.asyncio import AsyncConnection
+from starlette.convertors import StringConvertor, register_url_convertor
 
 from cronplane_api.answers import (
     Answer,
@@ -22,7 +23,7 @@ from cronplane_api.answers import (
     etag,
 )
 from cronplane_api.errors import CONFLICT, ProblemError, not_found
-from cronplane_api.guarded_route import GuardedRoute
+from cronplane_api.guarded_route import WITHOUT_NUL, GuardedRoute
 from cronplane_api.pagination import DEFAULT_LIMIT, Cursor, Limit, read_cursor, write_cursor
 from cronplane_api.principals import requires
 from cronplane_api.problem_details import documented
@@ -46,7 +47,17 @@ from cronplane_core.schedule import describe
 from cronplane_core.tables import Role
 from cronplane_core.time_zones import time_zone
 
+
+class CronIdConvertor(StringConvertor):
+    """What may stand in a path where a cron's id belongs."""
+
+    regex = "(?!preview$)[^/]+"
+
+
 router = APIRouter(prefix="/crons/{organization_id}", tags=["crons"], route_class=GuardedRoute)
+# Asked for with another method, `preview` is no cron's id but a path that does not serve that method.
+register_url_convertor("cron_id", CronIdConvertor())
+_CRON = "/{cron_id:cron_id}"
 _PREVIEWED_FIRES = 10
 _TRIES = 20
 
@@ -90,9 +101,13 @@ async def list_crons(
     *,
     request: Request,
     organization_id: UUID,
-    entrypoint: Annotated[str | None, Query(max_length=63, description="only crons of this entry")] = None,
+    entrypoint: Annotated[
+        str | None, Query(max_length=63, pattern=WITHOUT_NUL, description="only crons of this entry")
+    ] = None,
     enabled: Annotated[bool | None, Query(description="only these")] = None,
-    name: Annotated[str | None, Query(max_length=200, description="only the cron of exactly this name")] = None,
+    name: Annotated[
+        str | None, Query(max_length=200, pattern=WITHOUT_NUL, description="only the cron of exactly this name")
+    ] = None,
     cursor: Cursor = None,
     limit: Limit = DEFAULT_LIMIT,
 ) -> CronPage:
@@ -155,7 +170,7 @@ async def preview_cron(
     return await carry_out_once(request, idempotency_key, preview)
 
 
-@router.get("/{cron_id}", response_model=CronRead, responses=documented(401, 404, 422, 503), operation_id="get_cron")
+@router.get(_CRON, response_model=CronRead, responses=documented(401, 404, 422, 503), operation_id="get_cron")
 @requires(Role.VIEWER)
 async def get_cron(request: Request, organization_id: UUID, cron_id: UUID) -> Response:
     """Read a cron, with its next fires and its last run."""
@@ -168,7 +183,7 @@ async def get_cron(request: Request, organization_id: UUID, cron_id: UUID) -> Re
 
 
 @router.patch(
-    "/{cron_id}",
+    _CRON,
     response_model=CronRead,
     responses=documented(400, 401, 403, 404, 409, 412, 413, 415, 422, 503),
     operation_id="update_cron",
@@ -199,7 +214,7 @@ async def update_cron(
 
 
 @router.delete(
-    "/{cron_id}",
+    _CRON,
     status_code=204,
     response_class=Response,
     responses=documented(401, 403, 404, 412, 422, 503),

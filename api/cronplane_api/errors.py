@@ -53,6 +53,7 @@ IDEMPOTENCY_KEY_REUSED = Problem(
     status=409, slug="idempotency-key-reused", title="The Idempotency-Key belongs to another request"
 )
 PRECONDITION_FAILED = Problem(status=412, slug="precondition-failed", title="It has been changed meanwhile")
+TOO_SLOW = Problem(status=408, slug="body-too-slow", title="The body took too long", headers={"Connection": "close"})
 TOO_LARGE = Problem(status=413, slug="body-too-large", title="The body is too large")
 UNSUPPORTED_MEDIA_TYPE = Problem(status=415, slug="unsupported-media-type", title="The body must be plain JSON")
 INVALID = Problem(status=422, slug="invalid-request", title="The request is refused as it is")

@@ -1,9 +1,11 @@
 """The route class of the whole API: who may pass, what may be asked, and which bodies are read, before FastAPI parses.
 
-So a stranger's body is never looked at, and FastAPI sees only JSON that was read strictly.
+So a stranger's body is never looked at, and FastAPI sees only JSON that was read strictly. A body has a limit of size
+and one of time, each for the whole of it, so that nobody makes this process keep much, or for long.
 """
 
-from collections.abc import Callable, Coroutine
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 from uuid import UUID
 
@@ -17,38 +19,54 @@ from cronplane_api.errors import (
     INVALID,
     MALFORMED,
     TOO_LARGE,
+    TOO_SLOW,
     UNAUTHENTICATED,
     UNSUPPORTED_MEDIA_TYPE,
     ProblemDetail,
     ProblemError,
 )
 from cronplane_api.principals import Access, Principal, authorize, bearer_key, is_installation_key
+from cronplane_api.problem_details import documented
 from cronplane_api.state import state_of
 from cronplane_core.api_key_repository import authenticate
 from cronplane_core.database import reading
 from cronplane_core.tables import Role
 
+LONGEST_QUERY = 8192
+# For the description of a query that is a text; the guard refuses NUL in every query, before any pattern is asked.
+WITHOUT_NUL = r"^[^\x00]*$"
+_MOST_LENGTH_DIGITS = 20
 _NOW = text("SELECT scheduler.now()")
+# Whoever stands before this API reads these, too: which of two lines counts must not be a matter of opinion.
+_SINGLE_HEADERS = frozenset(
+    {b"authorization", b"content-type", b"content-encoding", b"content-length", b"idempotency-key", b"if-match"}
+)
 
 
 class StrictRequest(Request):
     """A request whose body is bounded and strictly JSON."""
 
     async def body(self) -> bytes:
-        """Read the body, as long as it is within the limit, however it is sent."""
+        """Read the body, as long as it is within the limits, however it is sent."""
         if not hasattr(self, "_body"):
-            limit = state_of(self).body_limit
-            chunks, size = [], 0
+            state = state_of(self)
             try:
-                async for chunk in self.stream():
-                    size += len(chunk)
-                    if size > limit:
-                        raise ProblemError(TOO_LARGE, f"The body has more than {limit} bytes")
-                    chunks.append(chunk)
+                async with asyncio.timeout(state.body_timeout.total_seconds()):
+                    self._body = await self._read(state.body_limit)
             except ClientDisconnect as error:
                 raise ProblemError(MALFORMED, "The body ended before it was whole") from error
-            self._body = b"".join(chunks)
+            except TimeoutError as error:
+                seconds = state.body_timeout.total_seconds()
+                raise ProblemError(TOO_SLOW, f"The body did not arrive within {seconds:g} seconds") from error
         return self._body
+
+    async def _read(self, limit: int) -> bytes:
+        body = bytearray()
+        async for chunk in self.stream():
+            if len(body) + len(chunk) > limit:
+                raise ProblemError(TOO_LARGE, f"The body has more than {limit} bytes")
+            body += chunk
+        return bytes(body)
 
     async def json(self) -> Any:  # noqa: ANN401 - Starlette's own signature
         """Read the body as JSON."""
@@ -60,6 +78,18 @@ class StrictRequest(Request):
 class GuardedRoute(APIRoute):
     """Lets those pass whom the endpoint is for (`principals.requires`); an endpoint that does not say is a defect."""
 
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:  # noqa: ANN401 - FastAPI has 30
+        super().__init__(path, endpoint, **options)
+        self.responses = documented(*self._refusals()) | self.responses
+
+    def _refusals(self) -> Iterator[int]:
+        """Name the statuses of the guards' own, for the description of the API."""
+        yield from (400, 422)
+        if self.endpoint.access is not Access.PUBLIC:  # type: ignore[attr-defined]  # set by `requires`
+            yield from (401, 503)
+        if self.body_field is not None:
+            yield from (408, 413, 415)
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Put the guards before FastAPI's own handler."""
         handle = super().get_route_handler()
@@ -69,6 +99,7 @@ class GuardedRoute(APIRoute):
 
         async def guarded(plain: Request) -> Response:
             request = StrictRequest(plain.scope, plain.receive)
+            _check_headers(request)
             if access is not Access.PUBLIC:
                 await _admit(request, access)
             _check_queries(request, known_queries)
@@ -77,6 +108,14 @@ class GuardedRoute(APIRoute):
             return await handle(request)
 
         return guarded
+
+
+def _check_headers(request: Request) -> None:
+    seen: set[bytes] = set()
+    for name, _ in request.headers.raw:
+        if name in seen and name in _SINGLE_HEADERS:
+            raise ProblemError(MALFORMED, f"The header {name.decode()} comes more than once")
+        seen.add(name)
 
 
 async def _admit(request: Request, access: Role | Access) -> None:
@@ -105,6 +144,8 @@ def _organization_id(request: Request) -> UUID | None:
 
 
 def _check_queries(request: Request, known: set[str]) -> None:
+    if len(request.scope["query_string"]) > LONGEST_QUERY:
+        raise ProblemError(INVALID, f"The query has more than {LONGEST_QUERY} bytes")
     unknown = [name for name in request.query_params if name not in known]
     if unknown:
         message = f"there is no such parameter; known: {', '.join(sorted(known)) or 'none'}"
@@ -120,11 +161,9 @@ def _check_queries(request: Request, known: set[str]) -> None:
 
 
 async def _check_body(request: Request) -> None:
-    declared = request.headers.get("content-length", "0")
-    if not declared.isdecimal():
-        raise ProblemError(MALFORMED, "Content-Length is no number")
-    if int(declared) > state_of(request).body_limit:
-        raise ProblemError(TOO_LARGE, f"The body has more than {state_of(request).body_limit} bytes")
+    limit = state_of(request).body_limit
+    if _declared_length(request) > limit:
+        raise ProblemError(TOO_LARGE, f"The body has more than {limit} bytes")
     if not await request.body():
         return
     if request.headers.get("content-encoding", "identity").lower() != "identity":
@@ -134,3 +173,10 @@ async def _check_body(request: Request) -> None:
         raise ProblemError(UNSUPPORTED_MEDIA_TYPE, "Send JSON, with Content-Type: application/json")
     # Here, and kept for FastAPI, which would give a refusal of ours in words of its own.
     await request.json()
+
+
+def _declared_length(request: Request) -> int:
+    written = request.headers.get("content-length", "0")
+    if not (written.isascii() and written.isdecimal() and len(written) <= _MOST_LENGTH_DIGITS):
+        raise ProblemError(MALFORMED, "Content-Length is no number of bytes")
+    return int(written)

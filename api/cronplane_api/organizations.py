@@ -1,8 +1,9 @@
 """The routes of organizations and their keys: for the installation, and for an organization's admin."""
 
+from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Header, Request
 from fastapi.responses import Response
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -71,7 +72,10 @@ async def list_organizations(request: Request, cursor: Cursor = None, limit: Lim
 )
 @requires(Access.INSTALLATION_OR_ADMIN)
 async def create_key(
-    request: Request, organization_id: UUID, body: KeyCreation, idempotency_key: IdempotencyKey = None
+    request: Request,
+    organization_id: UUID,
+    body: KeyCreation,
+    idempotency_key: Annotated[str | None, Header(alias="Idempotency-Key", include_in_schema=False)] = None,
 ) -> Response:
     """Make a key; its text is in this answer and nowhere else, so an Idempotency-Key is refused here."""
     if idempotency_key is not None:

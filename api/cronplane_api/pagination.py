@@ -16,12 +16,14 @@ from fastapi import Query
 from starlette.requests import Request
 
 from cronplane_api.errors import INVALID_CURSOR, ProblemError
+from cronplane_api.guarded_route import WITHOUT_NUL
 from cronplane_api.state import principal_of, state_of
 
 Key = tuple[datetime, UUID]
 Limit = Annotated[int, Query(ge=1, le=200, description="how many at most")]
 Cursor = Annotated[
-    str | None, Query(max_length=1024, description="`next_cursor` of the page before; with the same filters")
+    str | None,
+    Query(max_length=1024, pattern=WITHOUT_NUL, description="`next_cursor` of the page before; with the same filters"),
 ]
 DEFAULT_LIMIT = 50
 _SIGNATURE_BYTES = 16

@@ -4,6 +4,7 @@ What went wrong inside is never told to a client; no input is repeated to anybod
 """
 
 from collections.abc import Iterable
+from itertools import islice
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -18,9 +19,12 @@ from cronplane_core.cron_repository import CronNameTakenError
 from cronplane_core.database import DatabaseUnavailableError
 from cronplane_core.idempotency_repository import IdempotencyKeyReusedError
 from cronplane_core.organization_repository import OrganizationNameTakenError
+from cronplane_entries.invocation import MOST_ERRORS
 from cronplane_entries.registration import RegistrationError
 
 MEDIA_TYPE = "application/problem+json"
+# A name in a body may be as long as the body, and each error below it would repeat it.
+LONGEST_POINTER = 300
 
 
 class ProblemItem(BaseModel):
@@ -42,8 +46,11 @@ class ProblemBody(BaseModel):
 
 
 def respond(problem: Problem, detail: str, details: Iterable[ProblemDetail] = ()) -> JSONResponse:
-    """Answer with a problem."""
-    items = [ProblemItem(pointer=item.pointer, message=item.message, type=item.type) for item in details]
+    """Answer with a problem, and the first hundred of its details."""
+    items = [
+        ProblemItem(pointer=item.pointer[:LONGEST_POINTER], message=item.message, type=item.type)
+        for item in islice(details, MOST_ERRORS)
+    ]
     body = ProblemBody(
         type=PROBLEM_TYPES + problem.slug,
         title=problem.title,
@@ -89,10 +96,10 @@ async def _on_problem(_: Request, error: Exception) -> JSONResponse:
 
 async def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - as above
-    details = [
+    details = (
         ProblemDetail(pointer=_place(found["loc"]), message=found["msg"], type=found["type"])
         for found in error.errors()
-    ]
+    )
     return respond(errors.INVALID, "Some of the request is missing or wrong", details)
 
 
@@ -116,13 +123,21 @@ async def _on_unavailable(_: Request, error: Exception) -> JSONResponse:
     return respond(errors.UNAVAILABLE, str(error))
 
 
-async def _on_http(_: Request, error: Exception) -> JSONResponse:
+async def _on_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101 - as above
     known = {problem.status: problem for problem in (errors.NOT_FOUND, errors.METHOD_NOT_ALLOWED, errors.MALFORMED)}
     problem = known.get(error.status_code, Problem(status=error.status_code, slug="refused", title=error.detail))
     response = respond(problem, _SENTENCES.get(error.status_code, error.detail))
     response.headers.update(error.headers or {})
+    if problem is errors.METHOD_NOT_ALLOWED:
+        response.headers["Allow"] = _allowed(request)
     return response
+
+
+def _allowed(request: Request) -> str:
+    """Name every method of a path (RFC 9110, section 10.2.1); the router knows only the first of its routes."""
+    operations = request.app.openapi()["paths"][request.scope["route"].path_format]
+    return ", ".join(sorted(method.upper() for method in operations))
 
 
 def defect() -> JSONResponse:

@@ -1,7 +1,7 @@
 """What goes over the wire: strict, closed models for requests, and models for answers that show no secret."""
 
 import re
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -22,7 +22,17 @@ from cronplane_core.run_repository import Attempt, Run
 from cronplane_core.schedule import Schedule, describe
 from cronplane_core.tables import Catchup, CronSource, OrganizationState, Overlap, Role, RunStatus, TriggerKind
 from cronplane_entries.core import AnyCronEntrySpec, ExecutionMode
-from cronplane_entries.registration import CronChanges, CronDraft, PolicyDraft, name_errors
+from cronplane_entries.registration import (
+    LONGEST_BACKOFF,
+    LONGEST_CATCHUP_WINDOW,
+    MAXIMUM_NAME_LENGTH,
+    MOST_RUNS,
+    CronChanges,
+    CronDraft,
+    PolicyDraft,
+    name_errors,
+)
+from cronplane_entries.registry import LONGEST_TIMEOUT
 
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d(:\d\d(\.\d{1,6})?)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 # Whole seconds; anything beyond would not even be a duration to PostgreSQL or Python.
@@ -47,7 +57,8 @@ def _plain_name(name: str) -> str:
     return name
 
 
-Name = Annotated[str, AfterValidator(_plain_name), Field(max_length=1000)]
+_NAME_LENGTH: dict[str, JsonValue] = {"minLength": 1, "maxLength": MAXIMUM_NAME_LENGTH}
+Name = Annotated[str, AfterValidator(_plain_name), Field(max_length=1000, json_schema_extra=_NAME_LENGTH)]
 Instant = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_instant)]
 
 
@@ -57,11 +68,16 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
+def _from_to(least: int, most: int | timedelta) -> dict[str, JsonValue]:
+    """Describe the bounds that the registration keeps, which names every error at once."""
+    return {"minimum": least, "maximum": most if isinstance(most, int) else int(most.total_seconds())}
+
+
 class Backoff(Strict):
     """How long to wait before a retry: it doubles each time, up to the maximum."""
 
-    initial: Seconds | None = Field(default=None, description="seconds")
-    maximum: Seconds | None = Field(default=None, description="seconds")
+    initial: Seconds | None = Field(default=None, description="seconds", json_schema_extra=_from_to(1, LONGEST_BACKOFF))
+    maximum: Seconds | None = Field(default=None, description="seconds", json_schema_extra=_from_to(1, LONGEST_BACKOFF))
 
 
 class Policies(Strict):
@@ -74,17 +90,27 @@ class Policies(Strict):
         default=None, description="after an outage: `latest` (the default); others are not served yet"
     )
     catchup_window: Seconds | None = Field(
-        default=None, description="how late a fire may still run, in seconds; the default is 6 hours"
+        default=None,
+        description="how late a fire may still run, in seconds; the default is 6 hours",
+        json_schema_extra=_from_to(1, LONGEST_CATCHUP_WINDOW),
     )
     timeout: Seconds | None = Field(
-        default=None, description="how long an attempt may take, in seconds; the default is the entry's"
+        default=None,
+        description="how long an attempt may take, in seconds; the default is the entry's",
+        json_schema_extra=_from_to(1, LONGEST_TIMEOUT),
     )
-    max_attempts: int | None = Field(default=None, description="1 (the default); more are not served yet")
+    max_attempts: int | None = Field(
+        default=None,
+        description="1 (the default); more are not served yet",
+        json_schema_extra=_from_to(1, 1),
+    )
     backoff: Backoff | None = Field(default=None, description="not served yet")
-    jitter: Seconds | None = Field(default=None, description="0 (the default); more is not served yet")
+    jitter: Seconds | None = Field(
+        default=None, description="0 (the default); more is not served yet", json_schema_extra=_from_to(0, 0)
+    )
     starts_at: Instant | None = Field(default=None, description="not served yet")
     ends_at: Instant | None = Field(default=None, description="not served yet")
-    max_runs: int | None = Field(default=None, description="not served yet")
+    max_runs: int | None = Field(default=None, description="not served yet", json_schema_extra=_from_to(1, MOST_RUNS))
 
     def policy_draft(self) -> PolicyDraft:
         """Give the policies as the registration reads them."""
@@ -117,7 +143,9 @@ class CronCreation(Policies):
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
-    name: str = Field(description="unique among the organization's crons", max_length=1000)
+    name: str = Field(
+        description="unique among the organization's crons", max_length=1000, json_schema_extra=_NAME_LENGTH
+    )
     cron_expr: str = Field(description="five fields, or @daily and its like", max_length=10_000)
     tz: str = Field(description="an IANA time zone", max_length=1000)
     entrypoint: str = Field(description="the entry to run", max_length=1000)
@@ -137,12 +165,19 @@ class CronCreation(Policies):
         )
 
 
+def leave_null_out(schema: dict[str, Any]) -> None:
+    """Take null from the alternatives of a schema, in place, where leaving something out is the way to say so."""
+    match [kind for kind in schema.get("anyOf", []) if kind != {"type": "null"}]:
+        case [only]:
+            del schema["anyOf"]
+            schema.update(only | schema)
+
+
 def _describe_patch(schema: dict[str, Any]) -> None:
     """Leave null out of a schema whose fields may be absent but not null."""
     for field in schema["properties"].values():
         field.pop("default", None)
-        alternatives = [kind for kind in field.pop("anyOf", []) if kind != {"type": "null"}]
-        field.update(alternatives[0] if alternatives else {})
+        leave_null_out(field)
     schema["examples"] = [{"cron_expr": "*/15 * * * *", "tz": "Europe/Paris"}]
 
 
@@ -151,7 +186,7 @@ class CronPatch(Policies):
 
     model_config = ConfigDict(json_schema_extra=_describe_patch)
 
-    name: str | None = Field(default=None, max_length=1000)
+    name: str | None = Field(default=None, max_length=1000, json_schema_extra=_NAME_LENGTH)
     cron_expr: str | None = Field(default=None, max_length=10_000)
     tz: str | None = Field(default=None, max_length=1000)
     entrypoint: str | None = Field(default=None, max_length=1000, description="needs a payload with it")
@@ -173,10 +208,15 @@ class CronPatch(Policies):
         )
 
 
+def _describe_trigger(schema: dict[str, Any]) -> None:
+    leave_null_out(schema["properties"]["payload"])
+    schema["examples"] = [{"payload": {"message": "just this once"}}]
+
+
 class RunTrigger(Strict):
     """How to run a cron now."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"payload": {"message": "just this once"}}]})
+    model_config = ConfigDict(json_schema_extra=_describe_trigger)
 
     payload: dict[str, JsonValue] | None = Field(default=None, description="in place of the cron's, for this run only")
 
@@ -444,14 +484,12 @@ class Health(BaseModel):
     status: str = "ok"
 
 
+_END_OF_TIME = datetime.max.replace(tzinfo=UTC)
+
+
 def next_fires(schedule: Schedule, *, now: datetime, count: int) -> list[datetime]:
     """Give the next fires after `now` (aware, UTC), fewer if the calendar ends."""
-    fires: list[datetime] = []
-    fire = schedule.next_after(now)
-    while fire is not None and len(fires) < count:
-        fires.append(fire)
-        fire = schedule.next_after(fire)
-    return fires
+    return list(schedule.fires(after=now, until=_END_OF_TIME, limit=count))
 
 
 def _duration(seconds: int | None) -> timedelta | None:

@@ -1,6 +1,7 @@
 """What the application's parts share while it runs."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.requests import Request
@@ -18,6 +19,7 @@ class State:
     notifier: ChangeNotifier
     registrar: Registrar
     body_limit: int
+    body_timeout: timedelta
     installation_key_digest: bytes
     cursor_secret: bytes
 

@@ -7,12 +7,13 @@ another service would then see something else than we did.
 import json
 import math
 from collections.abc import Iterable
+from itertools import islice
 from typing import NoReturn
 
 from pydantic import JsonValue
 
 from cronplane_api.errors import INVALID, MALFORMED, ProblemDetail, ProblemError
-from cronplane_entries.invocation import unstorable
+from cronplane_entries.invocation import MOST_ERRORS, unstorable
 
 DEEPEST_NESTING = 64
 MOST_DIGITS = 400
@@ -96,7 +97,8 @@ def _members(container: _Container) -> Iterable[JsonValue]:
 def _check_storable(value: JsonValue) -> None:
     errors = [
         ProblemDetail(pointer=_printable(pointer(found.path)), message=found.message, type=found.type)
-        for found in unstorable(value)
+        # A small body may be wrong in thousands of places, and nobody reads so many.
+        for found in islice(unstorable(value), MOST_ERRORS)
     ]
     if errors:
         raise ProblemError(INVALID, "The body holds characters that cannot be kept", errors=errors)

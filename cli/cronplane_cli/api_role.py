@@ -3,6 +3,7 @@
 import uvicorn
 
 from cronplane_api.application import create_application
+from cronplane_api.server import server_options
 from cronplane_cli.environment import read_settings
 from cronplane_core.log import configure_logging
 from cronplane_core.settings import ApiSettings, LogSettings
@@ -15,4 +16,4 @@ def serve() -> None:
     settings = read_settings(ApiSettings)
     load_entries()
     application = create_application(settings, registry=CRON_REGISTRY)
-    uvicorn.run(application, host=settings.host, port=settings.port, log_config=None, access_log=False)
+    uvicorn.run(application, host=settings.host, port=settings.port, **server_options(settings))

@@ -1,4 +1,4 @@
-"""Shows a newcomer around a system that has just started: a key, a first command, and sample crons if wanted.
+"""Shows a newcomer around a system that has just started: a key, and a first command.
 
 It does only what the newcomer could do over REST.
 """
@@ -6,39 +6,14 @@ It does only what the newcomer could do over REST.
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import httpx2
 import typer
 
 from cronplane_cli.administration import Administration
-from cronplane_cli.errors import CommandError
 
 _ORGANIZATION = "dev"
-_SAMPLES: tuple[dict[str, Any], ...] = (
-    {
-        "name": "say hello each minute",
-        "cron_expr": "* * * * *",
-        "tz": "UTC",
-        "entrypoint": "dummy_print",
-        "payload": {"message": "Hello from Cronplane 👋"},
-    },
-    {
-        "name": "fail now and then",
-        "cron_expr": "*/2 * * * *",
-        "tz": "UTC",
-        "entrypoint": "dummy_print",
-        "payload": {"message": "This time it went well.", "error_rate": 0.5},
-    },
-    {
-        "name": "weekday mornings in Paris",
-        "cron_expr": "0 9 * * MON-FRI",
-        "tz": "Europe/Paris",
-        "entrypoint": "dummy_print",
-        "payload": {"message": "Bonjour"},
-    },
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +23,9 @@ class Guide:
     url: str
     installation_key: str
     key_file: Path
-    with_samples: bool
 
     def welcome(self) -> None:
-        """Print how to begin; register the samples, and trigger each, so that runs are seen at once."""
+        """Print how to begin."""
         organization_id, key = self._key()
         typer.echo(
             f"\nCronplane is at {self.url} (OpenAPI: {self.url}/openapi.json)\n\n"
@@ -61,10 +35,6 @@ class Guide:
             f'  curl -H "Authorization: Bearer $CRONPLANE_API_KEY" $CRONPLANE_URL/crons/$ORGANIZATION\n\n'
             "Each finished run is a line below. Ctrl-C stops everything.\n"
         )
-        if self.with_samples:
-            with httpx2.Client(base_url=self.url, headers={"Authorization": f"Bearer {key}"}) as client:
-                for sample in _SAMPLES:
-                    _register_and_trigger(client, organization_id, sample)
 
     def _key(self) -> tuple[UUID, str]:
         administration = Administration(url=self.url, key=self.installation_key)
@@ -85,20 +55,6 @@ class Guide:
         headers = {"Authorization": f"Bearer {self.key_file.read_text(encoding='ascii')}"}
         answer = httpx2.get(f"{self.url}/crons/{organization_id}", params={"limit": 1}, headers=headers)
         return answer.is_success
-
-
-def _register_and_trigger(client: httpx2.Client, organization_id: UUID, sample: dict[str, Any]) -> None:
-    crons = f"/crons/{organization_id}"
-    answer = client.post(crons, json=sample)
-    if answer.status_code == httpx2.codes.CONFLICT:
-        answer = client.get(crons, params={"name": sample["name"]})
-        cron = answer.json()["items"][0]
-    elif answer.is_success:
-        cron = answer.json()
-        typer.echo(f"Registered {cron['name']!r}: {cron['description']}")
-    else:
-        raise CommandError(f"The sample {sample['name']!r} was refused: {answer.text}")
-    client.post(f"{crons}/{cron['id']}/trigger").raise_for_status()
 
 
 def write_secret(path: Path, secret: str) -> None:

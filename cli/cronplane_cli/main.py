@@ -73,14 +73,11 @@ def dev(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8080,
-    demo: Annotated[bool, typer.Option("--demo", help="Register sample crons.")] = False,
 ) -> None:
     """Run everything in one process: PostgreSQL, migrations, API and runner."""
     one_process = _role("cronplane_cli.one_process", extra="dev")
     one_process.serve(
-        one_process.Options(
-            data_directory=data_directory, database_url=database_url, host=host, port=port, with_demo=demo
-        )
+        one_process.Options(data_directory=data_directory, database_url=database_url, host=host, port=port)
     )
 
 

@@ -17,11 +17,11 @@ from pathlib import Path
 import httpx2
 import typer
 import uvicorn
-from fastapi import FastAPI
 from pydantic import SecretStr
 from sqlalchemy import URL
 
 from cronplane_api.application import create_application
+from cronplane_api.server import server_options
 from cronplane_cli.environment import read_settings
 from cronplane_cli.errors import CommandError
 from cronplane_cli.guide import Guide, write_secret
@@ -47,7 +47,6 @@ class Options:
     database_url: str | None
     host: str
     port: int
-    with_demo: bool
 
 
 def serve(options: Options) -> None:
@@ -81,24 +80,28 @@ async def _serve(options: Options) -> None:
         service = owner.set(username=SERVICE_ROLE) if options.database_url is None else owner
         migrate(owner, entries=[str(name) for name in CRON_REGISTRY], service_role=SERVICE_ROLE)
         installation_key = _installation_key(data_directory)
-        application = _application(service, installation_key)
+        database_url = SecretStr(service.render_as_string(hide_password=False))
+        settings = ApiSettings(database_url=database_url, installation_key=SecretStr(installation_key))
+        runner_settings = RunnerSettings(database_url=database_url)
+        application = create_application(
+            settings, registry=CRON_REGISTRY, background=[lambda: _running(runner_settings)]
+        )
+        config = uvicorn.Config(application, lifespan="on", **server_options(settings))
         host, port = listener.getsockname()[:2]
         guide = Guide(
             url=f"http://{host}:{port}",
             installation_key=installation_key,
             key_file=data_directory / "api_key",
-            with_samples=options.with_demo,
         )
-        await _serve_until_signalled(application, listener, guide)
+        await _serve_until_signalled(uvicorn.Server(config), listener, guide)
         typer.echo("Stopping …")
 
 
-async def _serve_until_signalled(application: FastAPI, listener: socket.socket, guide: Guide) -> None:
+async def _serve_until_signalled(server: uvicorn.Server, listener: socket.socket, guide: Guide) -> None:
     """Serve; uvicorn takes the signals while it does, and gives them on to these handlers when it has ended."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, lambda: None)
-    server = uvicorn.Server(uvicorn.Config(application, log_config=None, access_log=False, lifespan="on"))
     welcome = asyncio.create_task(_welcome(guide, server))
     await server.serve(sockets=[listener])
     await welcome
@@ -111,7 +114,7 @@ async def _welcome(guide: Guide, server: uvicorn.Server) -> None:
     except (CommandError, httpx2.HTTPError) as error:
         if not server.should_exit:
             server.should_exit = True
-            raise CommandError(f"The demonstration could not be set up: {error}") from error
+            raise CommandError(f"A first key could not be made: {error}") from error
 
 
 def _listener(options: Options) -> socket.socket:
@@ -146,13 +149,6 @@ def _database(options: Options, data_directory: Path, stack: AsyncExitStack) -> 
         return parse_url(options.database_url)
     postgresql = stack.enter_context(EmbeddedPostgresql(data_directory / "postgresql"))
     return parse_url(postgresql.url())
-
-
-def _application(service: URL, installation_key: str) -> FastAPI:
-    database_url = SecretStr(service.render_as_string(hide_password=False))
-    runner_settings = RunnerSettings(database_url=database_url)
-    api_settings = ApiSettings(database_url=database_url, installation_key=SecretStr(installation_key))
-    return create_application(api_settings, registry=CRON_REGISTRY, background=[lambda: _running(runner_settings)])
 
 
 @asynccontextmanager

@@ -59,6 +59,20 @@ class ApiSettings(DatabaseSettings):
         min_length=32, description="the secret that may create organizations and keys, and that signs cursors"
     )
     body_limit: int = Field(default=64 * 1024, ge=1024, le=16 * 1024 * 1024, description="bytes of a request's body")
+    body_timeout: timedelta = Field(
+        default=timedelta(seconds=20),
+        gt=timedelta(0),
+        description="how long a request's body may take to arrive, whole",
+    )
+    head_timeout: timedelta = Field(
+        default=timedelta(seconds=20), gt=timedelta(0), description="how long a connection may stay without a request"
+    )
+    connection_limit: int = Field(
+        default=1000, ge=1, description="connections at once; a request on one more is answered with 503"
+    )
+    shutdown_grace: timedelta = Field(
+        default=timedelta(seconds=25), ge=timedelta(seconds=1), description="how long requests may finish after SIGTERM"
+    )
     minimum_interval: Annotated[timedelta, Field(ge=timedelta(seconds=60))] = Field(
         default=timedelta(seconds=60), description="shortest gap allowed between two fires of a cron"
     )

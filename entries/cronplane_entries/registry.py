@@ -10,7 +10,7 @@ from datetime import timedelta
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Self, cast
 
-from cronplane_entries import dummy_print, http_request
+from cronplane_entries import agent_inference, dummy_print, http_request
 from cronplane_entries.core import (
     AnyCronEntrySpec,
     BaseExecutionPayload,
@@ -207,6 +207,7 @@ def _is_timeout(timeout: object) -> bool:
 
 
 BUILT_IN: dict[CronEntrypoint, CronEntrySpec[Any, Any]] = {
+    CronEntrypoint.add("agent_inference"): agent_inference.spec,
     CronEntrypoint.add("dummy_print"): dummy_print.spec,
     CronEntrypoint.add("http_request"): http_request.spec,
 }

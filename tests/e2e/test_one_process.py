@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,13 +19,16 @@ from typing import Any
 
 import pytest
 
+from cronplane_entries.registry import BUILT_IN
+
 COMMAND = Path(sys.executable).with_name("cronplane")
 DISTRIBUTIONS = Path(__file__).parents[1] / "distributions"
+DEMO = Path(__file__).parents[2] / "examples" / "demo" / "demo.py"
 
 
 @dataclass(slots=True)
 class Demo:
-    """A running `cronplane dev --demo` and what it printed."""
+    """A running demonstration, or a running `cronplane dev`, and what it printed."""
 
     process: subprocess.Popen[str]
     lines: list[str]
@@ -64,7 +68,7 @@ def data_directory() -> Iterator[Path]:
 @pytest.fixture
 def demo(data_directory: Path) -> Iterator[Demo]:
     process = subprocess.Popen(
-        [COMMAND, "dev", "--demo", "--port", "0", "--data-dir", data_directory],
+        [sys.executable, DEMO, "--port", "0", "--data-dir", data_directory],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -72,16 +76,20 @@ def demo(data_directory: Path) -> Iterator[Demo]:
     )
     with process:
         yield Demo(process, [])
-        process.kill()
+        # Not killed, or what it has started would be left.
+        process.terminate()
 
 
-def test_a_newcomer_sees_runs_registers_the_sample_entry_and_leaves_nothing_behind(
+def test_a_newcomer_sees_a_run_of_every_entry_registers_another_and_leaves_nothing_behind(
     demo: Demo, data_directory: Path
 ) -> None:
+    backend = urllib.parse.urlsplit(demo.wait_for(r"agent backend is at (\S+)")[1])
     url = demo.wait_for(r"export CRONPLANE_URL=(\S+)")[1]
     key = demo.wait_for(r"export CRONPLANE_API_KEY=(\S+)")[1]
     organization = demo.wait_for(r"export ORGANIZATION=(\S+)")[1]
-    demo.wait_for(r"run completed .*cron='say hello each minute'")
+    demo.wait_for(r"A cron of every entry is registered")
+    completed = {demo.wait_for(r"^  completed +(\S+)")[1] for _ in range(5)}
+    assert completed == {str(name) for name in BUILT_IN}
 
     status, cron = demo.call(
         "POST",
@@ -105,6 +113,8 @@ def test_a_newcomer_sees_runs_registers_the_sample_entry_and_leaves_nothing_behi
     with pytest.raises(ProcessLookupError):
         signal.pidfd_send_signal(handle, 0)
     os.close(handle)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((backend.hostname, backend.port))
 
 
 def test_the_key_is_the_same_after_a_restart(data_directory: Path) -> None:

@@ -346,4 +346,4 @@ async def test_ids_are_uuids_and_instants_are_in_utc(api: Any) -> None:
     cron = await api.register()
     assert str(UUID(cron["id"])) == cron["id"]
     assert datetime.fromisoformat(cron["created_at"]).utcoffset() == timedelta(0)
-    assert cron["created_at"] == cron["updated_at"]
+    assert cron["created_at"] <= cron["updated_at"]
