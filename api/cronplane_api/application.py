@@ -72,9 +72,11 @@ async def _running_state(settings: ApiSettings, registry: CronRegistry) -> Async
                 registry=registry,
                 settings=read_entry_settings(os.environ, registry),
                 minimum_interval=settings.minimum_interval,
+                cron_quota=settings.cron_quota,
             ),
             body_limit=settings.body_limit,
             body_timeout=settings.body_timeout,
+            triggers_per_minute=settings.triggers_per_minute,
             installation_key_digest=key_digest(installation_key),
             cursor_secret=cursor_secret(installation_key),
         )

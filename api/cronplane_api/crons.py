@@ -39,7 +39,7 @@ from cronplane_api.schemas import (
     next_fires,
 )
 from cronplane_api.state import principal_of, state_of
-from cronplane_core import cron_repository, run_repository
+from cronplane_core import cron_repository, organization_repository, run_repository
 from cronplane_core.change_notifier import Channel
 from cronplane_core.cron_repository import Cron
 from cronplane_core.database import reading
@@ -66,7 +66,7 @@ _TRIES = 20
     "",
     status_code=201,
     response_model=CronRead,
-    responses=documented(400, 401, 403, 404, 409, 413, 415, 422, 503),
+    responses=documented(400, 401, 403, 404, 409, 413, 415, 422, 429, 503),
     operation_id="create_cron",
 )
 @requires(Role.EDITOR)
@@ -225,6 +225,7 @@ async def delete_cron(request: Request, organization_id: UUID, cron_id: UUID, if
     """Delete a cron: it fires no more, its name is free, and its runs are kept."""
 
     async def delete(connection: AsyncConnection) -> Answer:
+        await organization_repository.lock_organization(connection, organization_id=organization_id)
         cron = await _locked(connection, organization_id, cron_id, if_match)
         await cron_repository.delete_cron(connection, cron=cron, deleted_by=principal_of(request).user.id)
         return Answer(status=204)
@@ -272,7 +273,7 @@ async def resume_cron(
     "/{cron_id}/trigger",
     status_code=202,
     response_model=RunRead,
-    responses=documented(400, 401, 403, 404, 409, 413, 415, 422, 503),
+    responses=documented(400, 401, 403, 404, 409, 413, 415, 422, 429, 503),
     operation_id="trigger_cron",
 )
 @requires(Role.OPERATOR)
@@ -289,6 +290,7 @@ async def trigger_cron(
     if body is None or body.payload is None:
 
         async def trigger(connection: AsyncConnection) -> Answer:
+            await _admit_trigger(request, connection)
             return await _triggered(request, connection, await _locked(connection, organization_id, cron_id, None))
 
         return await carry_out_once(request, idempotency_key, trigger, notify=Channel.RUNS)
@@ -301,6 +303,7 @@ async def trigger_cron(
         )
 
         async def trigger(connection: AsyncConnection) -> Answer:
+            await _admit_trigger(request, connection)
             return await _triggered(request, connection, await _locked_as_judged(connection, cron, None), override)
 
         return await carry_out_once(request, idempotency_key, trigger, notify=Channel.RUNS)
@@ -308,9 +311,18 @@ async def trigger_cron(
     return await _until_undisturbed(attempt)
 
 
+async def _admit_trigger(request: Request, connection: AsyncConnection) -> None:
+    await organization_repository.admit_trigger(
+        connection,
+        organization_id=principal_of(request).organization.id,
+        default_quota=state_of(request).triggers_per_minute,
+    )
+
+
 async def _triggered(
     request: Request, connection: AsyncConnection, cron: Cron, execution_payload: dict[str, Any] | None = None
 ) -> Answer:
+    state_of(request).registrar.check_grant(cron.definition.entrypoint, organization=principal_of(request).organization)
     run = await run_repository.insert_manual_run(
         connection, cron=cron, created_by=principal_of(request).user.id, execution_payload=execution_payload
     )

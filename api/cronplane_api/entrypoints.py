@@ -6,7 +6,7 @@ from cronplane_api.guarded_route import GuardedRoute
 from cronplane_api.principals import Access, requires
 from cronplane_api.problem_details import documented
 from cronplane_api.schemas import EntrypointList, EntrypointRead
-from cronplane_api.state import state_of
+from cronplane_api.state import principal_of, state_of
 
 router = APIRouter(tags=["entrypoints"], route_class=GuardedRoute)
 
@@ -14,6 +14,7 @@ router = APIRouter(tags=["entrypoints"], route_class=GuardedRoute)
 @router.get("/entrypoints", responses=documented(401, 422, 503), operation_id="list_entrypoints")
 @requires(Access.ANY_KEY)
 async def list_entrypoints(request: Request) -> EntrypointList:
-    """List every entry, with the JSON Schema of the payload that it asks for."""
-    registry = state_of(request).registrar.registry
-    return EntrypointList(items=[EntrypointRead.of(str(name), registry[name]) for name in sorted(registry)])
+    """List every entry that is granted, with the JSON Schema of the payload that it asks for."""
+    registry, key = state_of(request).registrar.registry, principal_of(request).key
+    granted = sorted(name for name in registry if key is None or principal_of(request).organization.may_use(name))
+    return EntrypointList(items=[EntrypointRead.of(str(name), registry[name]) for name in granted])

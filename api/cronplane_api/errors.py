@@ -46,6 +46,7 @@ UNAUTHENTICATED = Problem(
     headers={"WWW-Authenticate": 'Bearer realm="cronplane"'},
 )
 FORBIDDEN = Problem(status=403, slug="forbidden", title="The key's role does not allow this")
+ENTRY_NOT_GRANTED = Problem(status=403, slug="entry-not-granted", title="The organization may not use this entry")
 NOT_FOUND = Problem(status=404, slug="not-found", title="There is no such thing")
 METHOD_NOT_ALLOWED = Problem(status=405, slug="method-not-allowed", title="This method is not served here")
 CONFLICT = Problem(status=409, slug="conflict", title="The request is at odds with what is there")
@@ -57,6 +58,7 @@ TOO_SLOW = Problem(status=408, slug="body-too-slow", title="The body took too lo
 TOO_LARGE = Problem(status=413, slug="body-too-large", title="The body is too large")
 UNSUPPORTED_MEDIA_TYPE = Problem(status=415, slug="unsupported-media-type", title="The body must be plain JSON")
 INVALID = Problem(status=422, slug="invalid-request", title="The request is refused as it is")
+QUOTA_EXCEEDED = Problem(status=429, slug="quota-exceeded", title="The organization has no more of this")
 INTERNAL = Problem(status=500, slug="internal-error", title="Something went wrong on our side")
 NOT_READY = Problem(status=503, slug="not-ready", title="Not ready to serve", headers={"Retry-After": "5"})
 UNAVAILABLE = Problem(

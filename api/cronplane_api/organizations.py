@@ -1,6 +1,8 @@
 """The routes of organizations and their keys: for the installation, and for an organization's admin."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Request
@@ -20,11 +22,14 @@ from cronplane_api.schemas import (
     NewKeyRead,
     OrganizationCreation,
     OrganizationPage,
+    OrganizationPatch,
     OrganizationRead,
 )
 from cronplane_api.state import principal_of, state_of
 from cronplane_core import api_key_repository, organization_repository
 from cronplane_core.database import reading
+from cronplane_core.organization_repository import Organization
+from cronplane_entries.registry import CronRegistry
 
 router = APIRouter(prefix="/organizations", tags=["organizations"], route_class=GuardedRoute)
 
@@ -61,6 +66,67 @@ async def list_organizations(request: Request, cursor: Cursor = None, limit: Lim
         items=[OrganizationRead.model_validate(organization) for organization in page],
         next_cursor=write_cursor(request, (page[-1].created_at, page[-1].id)) if len(found) > limit else None,
     )
+
+
+@router.get(
+    "/{organization_id}",
+    response_model=OrganizationRead,
+    responses=documented(401, 403, 404, 422, 503),
+    operation_id="get_organization",
+)
+@requires(Access.INSTALLATION_OR_ADMIN)
+async def get_organization(request: Request, organization_id: UUID) -> Response:
+    """Read an organization, with what it may use and how much of it."""
+
+    async def read(connection: AsyncConnection) -> Answer:
+        organization = await organization_repository.get_organization(connection, organization_id=organization_id)
+        return _shown(organization)
+
+    return await carry_out(request, read)
+
+
+@router.patch(
+    "/{organization_id}",
+    response_model=OrganizationRead,
+    responses=documented(400, 401, 403, 404, 413, 415, 422, 503),
+    operation_id="update_organization",
+)
+@requires(Access.INSTALLATION)
+async def update_organization(request: Request, organization_id: UUID, body: OrganizationPatch) -> Response:
+    """Grant an organization entries and quotas, or take them back; crons that it has over a quota are kept."""
+    _check_entrypoints(body.entrypoints, registry=state_of(request).registrar.registry)
+
+    async def change(connection: AsyncConnection) -> Answer:
+        organization = await organization_repository.lock_organization(connection, organization_id=organization_id)
+        if organization is None:
+            raise not_found()
+        changes: dict[str, Any] = body.model_dump(exclude_unset=True)
+        if body.entrypoints is not None:
+            changes["entrypoints"] = frozenset(body.entrypoints)
+        changed = replace(organization, **changes)
+        return _shown(await organization_repository.update_organization(connection, organization=changed))
+
+    return await carry_out(request, change)
+
+
+def _check_entrypoints(names: Sequence[str] | None, *, registry: CronRegistry) -> None:
+    unknown = [index for index, name in enumerate(names or ()) if name not in registry]
+    if unknown:
+        message = "there is no such entry; see GET /entrypoints"
+        raise ProblemError(
+            INVALID,
+            "The grant names entries that there are not",
+            errors=[
+                ProblemDetail(pointer=f"/entrypoints/{index}", message=message, type="unknown_entry")
+                for index in unknown
+            ],
+        )
+
+
+def _shown(organization: Organization | None) -> Answer:
+    if organization is None:
+        raise not_found()
+    return Answer(status=200, body=OrganizationRead.model_validate(organization))
 
 
 @router.post(

@@ -58,7 +58,11 @@ class Principal:
         """Give the key's organization; asked only where a key of one is required."""
         if self.key is None:
             raise not_found()
-        return Organization(id=self.key.organization_id, name=self.key.organization_name)
+        return Organization(
+            id=self.key.organization_id,
+            name=self.key.organization_name,
+            entrypoints=self.key.granted_entrypoints,
+        )
 
 
 def requires(access: Role | Access) -> Callable[[EndpointT], EndpointT]:

@@ -5,6 +5,7 @@ What went wrong inside is never told to a client; no input is repeated to anybod
 
 from collections.abc import Iterable
 from itertools import islice
+from math import ceil
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -18,9 +19,9 @@ from cronplane_api.strict_json import pointer
 from cronplane_core.cron_repository import CronNameTakenError
 from cronplane_core.database import DatabaseUnavailableError
 from cronplane_core.idempotency_repository import IdempotencyKeyReusedError
-from cronplane_core.organization_repository import OrganizationNameTakenError
+from cronplane_core.organization_repository import OrganizationNameTakenError, QuotaExceededError
 from cronplane_entries.invocation import MOST_ERRORS
-from cronplane_entries.registration import RegistrationError
+from cronplane_entries.registration import EntryNotGrantedError, RegistrationError
 
 MEDIA_TYPE = "application/problem+json"
 # A name in a body may be as long as the body, and each error below it would repeat it.
@@ -82,6 +83,8 @@ def install(application: FastAPI) -> None:
     application.add_exception_handler(ProblemError, _on_problem)
     application.add_exception_handler(RequestValidationError, _on_invalid_request)
     application.add_exception_handler(RegistrationError, _on_registration)
+    application.add_exception_handler(EntryNotGrantedError, _on_not_granted)
+    application.add_exception_handler(QuotaExceededError, _on_quota)
     application.add_exception_handler(CronNameTakenError, _on_conflict)
     application.add_exception_handler(OrganizationNameTakenError, _on_conflict)
     application.add_exception_handler(IdempotencyKeyReusedError, _on_reused_key)
@@ -109,6 +112,19 @@ async def _on_registration(_: Request, error: Exception) -> JSONResponse:
         ProblemDetail(pointer=pointer(found.path), message=found.message, type=found.type) for found in error.errors
     ]
     return respond(errors.INVALID, "The cron is refused as it is", details)
+
+
+async def _on_not_granted(_: Request, error: Exception) -> JSONResponse:
+    detail = ProblemDetail(pointer="/entrypoint", message="this entry is not granted", type="entry_not_granted")
+    return respond(errors.ENTRY_NOT_GRANTED, f"{error}; ask the administrator", [detail])
+
+
+async def _on_quota(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, QuotaExceededError)  # noqa: S101 - as above
+    response = respond(errors.QUOTA_EXCEEDED, str(error))
+    if error.retry_after is not None:
+        response.headers["Retry-After"] = str(max(ceil(error.retry_after.total_seconds()), 1))
+    return response
 
 
 async def _on_conflict(_: Request, error: Exception) -> JSONResponse:

@@ -229,6 +229,21 @@ class OrganizationCreation(Strict):
     name: Name = Field(examples=["acme"])
 
 
+Quota = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
+class OrganizationPatch(Strict):
+    """What to change of what an organization may use; what is left out stays, and null asks for the default."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"entrypoints": ["dummy_print"], "cron_quota": 500}]})
+
+    entrypoints: list[Annotated[str, Field(max_length=63)]] | None = Field(
+        default=None, max_length=1000, description="the entries that it may use; null for every one"
+    )
+    cron_quota: Quota | None = Field(default=None, description="how many crons it may have")
+    triggers_per_minute: Quota | None = Field(default=None, description="how many runs it may trigger in a minute")
+
+
 class KeyCreation(Strict):
     """A key to make."""
 
@@ -396,6 +411,17 @@ class OrganizationRead(BaseModel):
     name: str
     state: OrganizationState
     created_at: datetime
+    entrypoints: list[str] | None = Field(description="the entries that it may use; null for every one")
+    cron_quota: int | None = Field(description="how many crons it may have; null for the installation's default")
+    triggers_per_minute: int | None = Field(
+        description="how many runs it may trigger in a minute; null for the installation's default"
+    )
+    crons: int = Field(description="how many crons it has")
+
+    @field_validator("entrypoints", mode="before")
+    @classmethod
+    def _in_order(cls, entrypoints: frozenset[str] | None) -> list[str] | None:
+        return None if entrypoints is None else sorted(entrypoints)
 
 
 class KeyRead(BaseModel):

@@ -20,6 +20,7 @@ class State:
     registrar: Registrar
     body_limit: int
     body_timeout: timedelta
+    triggers_per_minute: int
     installation_key_digest: bytes
     cursor_secret: bytes
 

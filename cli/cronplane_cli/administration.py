@@ -32,6 +32,14 @@ class Administration:
             if cursor is None:
                 return
 
+    def read_organization(self, *, organization_id: UUID) -> dict[str, Any]:
+        """Read an organization."""
+        return self._call("GET", f"/organizations/{organization_id}")
+
+    def limit_organization(self, *, organization_id: UUID, changes: dict[str, Any]) -> dict[str, Any]:
+        """Change what an organization may use, and how much of it; None asks for the default."""
+        return self._call("PATCH", f"/organizations/{organization_id}", body=changes)
+
     def create_key(self, *, organization_id: UUID, name: str, role: str) -> dict[str, Any]:
         """Make a key; its text is in `key`, this once."""
         return self._call("POST", f"/organizations/{organization_id}/keys", body={"name": name, "role": role})

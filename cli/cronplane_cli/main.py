@@ -12,6 +12,7 @@ from uuid import UUID
 import typer
 
 from cronplane_cli.administration import Administration
+from cronplane_cli.errors import CommandError
 from cronplane_core import __version__
 from cronplane_core.errors import CronplaneError
 
@@ -128,6 +129,55 @@ def list_organizations(*, url: ServerUrl = _DEFAULT_URL, key: Credential) -> Non
     """List every organization."""
     for organization in Administration(url=url, key=key).list_organizations():
         typer.echo(f"{organization['id']}  {organization['state']:<9}  {organization['name']}")
+
+
+@organizations.command("show")
+def show_organization(organization: OrganizationId, *, url: ServerUrl = _DEFAULT_URL, key: Credential) -> None:
+    """Show what an organization may use, and how much of it."""
+    _show(Administration(url=url, key=key).read_organization(organization_id=organization))
+
+
+@organizations.command("limit")
+def limit_organization(
+    organization: OrganizationId,
+    *,
+    entries: Annotated[
+        list[str] | None, typer.Option("--entry", help="An entry that it may use, and no other; can be repeated.")
+    ] = None,
+    every_entry: Annotated[bool, typer.Option("--every-entry", help="It may use every entry.")] = False,
+    crons: Annotated[str | None, typer.Option(help="How many crons it may have, or `default`.")] = None,
+    triggers_per_minute: Annotated[
+        str | None, typer.Option(help="How many runs it may trigger in a minute, or `default`.")
+    ] = None,
+    url: ServerUrl = _DEFAULT_URL,
+    key: Credential,
+) -> None:
+    """Say what an organization may use, and how much of it; what is not named stays as it is."""
+    changes: dict[str, Any] = {} if not entries else {"entrypoints": entries}
+    if every_entry:
+        changes["entrypoints"] = None
+    quotas = {"cron_quota": crons, "triggers_per_minute": triggers_per_minute}
+    changes |= {name: _quota(text) for name, text in quotas.items() if text is not None}
+    _show(Administration(url=url, key=key).limit_organization(organization_id=organization, changes=changes))
+
+
+def _quota(text: str) -> int | None:
+    if text == "default":
+        return None
+    if not (text.isascii() and text.isdigit()):
+        raise CommandError(f"{text!r} is neither a number nor `default`")
+    return int(text)
+
+
+def _show(organization: dict[str, Any]) -> None:
+    entries = organization["entrypoints"]
+    quota, triggers = organization["cron_quota"], organization["triggers_per_minute"]
+    typer.echo(
+        f"{organization['id']}  {organization['name']}\n"
+        f"  entries              {'every one' if entries is None else ', '.join(entries) or 'none'}\n"
+        f"  crons                {organization['crons']} of {'the default' if quota is None else quota}\n"
+        f"  triggers per minute  {'the default' if triggers is None else triggers}"
+    )
 
 
 @keys.command("create")

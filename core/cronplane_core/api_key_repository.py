@@ -37,13 +37,17 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthenticatedKey:
-    """Who stands behind a request, and when it came by the database's clock (aware, UTC)."""
+    """Who stands behind a request, and when it came by the database's clock (aware, UTC).
+
+    `granted_entrypoints` are the entries that the organization may use, None for every one.
+    """
 
     id: UUID
     name: str
     role: Role
     organization_id: UUID
     organization_name: str
+    granted_entrypoints: frozenset[str] | None
     now: datetime
 
 
@@ -55,6 +59,7 @@ _AUTHENTICATE = (
         api_keys.c.secret_hash,
         api_keys.c.organization_id,
         organizations.c.name.label("organization_name"),
+        organizations.c.entrypoints,
         literal_column("scheduler.now()", DateTime(timezone=True)).label("now"),
     )
     .join(organizations, organizations.c.id == api_keys.c.organization_id)
@@ -117,6 +122,7 @@ async def authenticate(connection: AsyncConnection, *, key_text: str) -> Authent
         role=Role(row.role),
         organization_id=row.organization_id,
         organization_name=row.organization_name,
+        granted_entrypoints=None if row.entrypoints is None else frozenset(row.entrypoints),
         now=row.now,
     )
 

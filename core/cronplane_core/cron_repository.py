@@ -11,13 +11,14 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Update, bindparam, cast, insert, select, tuple_, update
+from sqlalchemy import Row, Update, bindparam, cast, func, insert, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.types import Text
+from sqlalchemy.types import BigInteger, Text
 
 from cronplane_core.database import DatabaseError, violated_constraint
-from cronplane_core.tables import NOW, Catchup, CronSource, Overlap, cron_job_versions, cron_jobs
+from cronplane_core.organization_repository import QuotaExceededError, count_crons
+from cronplane_core.tables import NOW, Catchup, CronSource, Overlap, cron_job_versions, cron_jobs, organizations
 
 
 class CronNameTakenError(DatabaseError):
@@ -85,9 +86,22 @@ _INSERTED = (
     "id", "organization_id", "name", "cron_expr", "tz", "entrypoint", "user_payload", "execution_payload", "enabled",
     *_POLICY_FIELDS, "source", "source_uid", "source_generation", "created_by", "updated_by",
 )  # fmt: skip
+# Not named as columns are, or SQLAlchemy would set the columns of that name in each table that is updated here.
+_NEW = {name: bindparam(f"new_{name}", type_=cron_jobs.c[name].type) for name in _INSERTED}
+# Counted and inserted by one statement: whoever comes at the same time waits for the row and judges the new number.
+_admitted = (
+    update(organizations)
+    .values(crons=organizations.c.crons + 1)
+    .where(
+        organizations.c.id == _NEW["organization_id"],
+        organizations.c.crons < func.coalesce(organizations.c.cron_quota, bindparam("quota", type_=BigInteger())),
+    )
+    .returning(organizations.c.id)
+    .cte("admitted")
+)
 _inserted = (
     insert(cron_jobs)
-    .values({name: bindparam(name, type_=cron_jobs.c[name].type) for name in _INSERTED})
+    .from_select(list(_INSERTED), select(*(value.label(name) for name, value in _NEW.items())).select_from(_admitted))
     .returning(*_COLUMNS)
     .cte("inserted")
 )
@@ -111,6 +125,12 @@ _GET = select(*_COLUMNS).where(
     cron_jobs.c.deleted_at.is_(None),
 )
 _LOCK = _GET.with_for_update()
+_ONE_FEWER = (
+    update(organizations)
+    .values(crons=func.greatest(organizations.c.crons - 1, 0))
+    .where(organizations.c.id == bindparam("organization_id"))
+)
+UNLIMITED = 2**31 - 1
 _KEY = (cron_jobs.c.created_at, cron_jobs.c.id)
 
 
@@ -124,11 +144,13 @@ async def insert_cron(
     source: CronSource = CronSource.API,
     source_uid: str | None = None,
     source_generation: int | None = None,
+    cron_quota: int = UNLIMITED,
 ) -> Cron:
-    """Add a cron and its first version.
+    """Add a cron and its first version, if the organization has fewer crons than its quota, or `cron_quota`, allows.
 
     Raises:
         CronNameTakenError: the name is in use; the transaction must be rolled back.
+        QuotaExceededError: the organization has as many crons as it may have.
 
     """
     values = {
@@ -141,12 +163,19 @@ async def insert_cron(
         "created_by": created_by,
         "updated_by": created_by,
     }
+    parameters = {"quota": cron_quota, **{f"new_{name}": value for name, value in values.items()}}
     try:
-        return _cron((await connection.execute(_INSERT, values)).one())
+        row = (await connection.execute(_INSERT, parameters)).one_or_none()
+        if row is None:
+            await count_crons(connection, organization_id=organization_id)
+            row = (await connection.execute(_INSERT, parameters)).one_or_none()
     except IntegrityError as error:
         if _is_name_taken(error):
             raise _name_taken(definition.name) from error
         raise
+    if row is None:
+        raise QuotaExceededError("The organization has as many crons as it may have; delete some, or ask for more")
+    return _cron(row)
 
 
 async def get_cron(connection: AsyncConnection, *, organization_id: UUID, cron_id: UUID) -> Cron | None:
@@ -222,7 +251,10 @@ async def update_cron(connection: AsyncConnection, *, cron: Cron, definition: De
 
 
 async def delete_cron(connection: AsyncConnection, *, cron: Cron, deleted_by: str) -> None:
-    """Delete a locked cron: it is absent from now on, its name is free, and its runs are kept."""
+    """Delete a locked cron: it is absent from now on, its name is free, and its runs are kept.
+
+    Its organization is locked before it, as by everybody who locks both.
+    """
     statement = (
         _update(cron)
         .values(
@@ -236,6 +268,7 @@ async def delete_cron(connection: AsyncConnection, *, cron: Cron, deleted_by: st
         .returning(*_COLUMNS)
     )
     deleted = _cron((await connection.execute(statement)).one())
+    await connection.execute(_ONE_FEWER, {"organization_id": cron.organization_id})
     await _add_version(connection, deleted, enabled=False)
 
 

@@ -1,11 +1,11 @@
 """Organizations, the tenants: made and listed by the installation."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, insert, select, tuple_
+from sqlalchemy import Row, bindparam, func, insert, select, text, tuple_, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -17,14 +17,58 @@ class OrganizationNameTakenError(DatabaseError):
     """Another organization has this name; choose another."""
 
 
+class QuotaExceededError(DatabaseError):
+    """The organization has as much as it may have; remove something, wait, or ask the administrator for more.
+
+    `retry_after` is how long to wait until it may be asked again, None where waiting does not help.
+    """
+
+    def __init__(self, message: str, *, retry_after: timedelta | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Organization:
-    """One row of `organizations`; `created_at` is aware and in UTC."""
+    """One row of `organizations`; `created_at` is aware and in UTC.
+
+    `entrypoints` are the entries that it may use, None for every one. A quota that is None is the installation's.
+    """
 
     id: UUID
     name: str
     state: OrganizationState
     created_at: datetime
+    entrypoints: frozenset[str] | None
+    cron_quota: int | None
+    triggers_per_minute: int | None
+    crons: int
+
+
+_COUNT_CRONS = text(
+    """
+    UPDATE scheduler.organizations SET crons = (
+        SELECT count(*) FROM scheduler.cron_jobs WHERE organization_id = :organization_id AND deleted_at IS NULL
+    )
+    WHERE id = :organization_id
+    """
+)
+_LOCK = (
+    select(func.coalesce(organizations.c.triggers_per_minute, bindparam("default")))
+    .where(organizations.c.id == bindparam("organization_id"))
+    .with_for_update(key_share=True)
+)
+# The newest of the triggers that leave no room for another, and when it is a minute old.
+_TRIGGERED = text(
+    """
+    SELECT created_at + interval '1 minute' - scheduler.now() AS wait
+    FROM scheduler.cron_runs
+    WHERE organization_id = :organization_id AND trigger_kind = 'manual'
+      AND created_at > scheduler.now() - interval '1 minute'
+    ORDER BY created_at DESC OFFSET CAST(:quota AS bigint) - 1 LIMIT 1
+    """
+)
+_MINUTE = timedelta(minutes=1)
 
 
 async def create_organization(connection: AsyncConnection, *, name: str) -> Organization:
@@ -49,6 +93,52 @@ async def get_organization(connection: AsyncConnection, *, organization_id: UUID
     return None if row is None else _organization(row)
 
 
+async def lock_organization(connection: AsyncConnection, *, organization_id: UUID) -> Organization | None:
+    """Find an organization and let nobody else change it until the transaction ends; None if it is absent."""
+    query = select(organizations).where(organizations.c.id == organization_id).with_for_update(key_share=True)
+    row = (await connection.execute(query)).one_or_none()
+    return None if row is None else _organization(row)
+
+
+async def update_organization(connection: AsyncConnection, *, organization: Organization) -> Organization:
+    """Write what a locked organization may use, and how much of it."""
+    granted = None if organization.entrypoints is None else sorted(organization.entrypoints)
+    statement = (
+        update(organizations)
+        .where(organizations.c.id == organization.id)
+        .values(
+            entrypoints=granted,
+            cron_quota=organization.cron_quota,
+            triggers_per_minute=organization.triggers_per_minute,
+        )
+        .returning(organizations)
+    )
+    return _organization((await connection.execute(statement)).one())
+
+
+async def count_crons(connection: AsyncConnection, *, organization_id: UUID) -> None:
+    """Count an organization's crons again: its number of them may be off if rows were changed by hand."""
+    await lock_organization(connection, organization_id=organization_id)
+    await connection.execute(_COUNT_CRONS, {"organization_id": organization_id})
+
+
+async def admit_trigger(connection: AsyncConnection, *, organization_id: UUID, default_quota: int) -> None:
+    """Let one more manual run be made in this transaction, as far as those of the last minute leave room for it.
+
+    The organization stays locked, so that triggers at the same time are judged one after the other.
+
+    Raises:
+        QuotaExceededError: there were as many as the organization may make in a minute.
+
+    """
+    quota = await connection.scalar(_LOCK, {"organization_id": organization_id, "default": default_quota})
+    wait: timedelta | None = _MINUTE
+    if quota:
+        wait = await connection.scalar(_TRIGGERED, {"organization_id": organization_id, "quota": quota})
+    if wait is not None:
+        raise QuotaExceededError(f"The organization may trigger {quota or 0} runs a minute; wait", retry_after=wait)
+
+
 async def list_organizations(
     connection: AsyncConnection, *, after: tuple[datetime, UUID] | None, limit: int
 ) -> list[Organization]:
@@ -61,4 +151,13 @@ async def list_organizations(
 
 
 def _organization(row: Row[Any]) -> Organization:
-    return Organization(id=row.id, name=row.name, state=OrganizationState(row.state), created_at=row.created_at)
+    return Organization(
+        id=row.id,
+        name=row.name,
+        state=OrganizationState(row.state),
+        created_at=row.created_at,
+        entrypoints=None if row.entrypoints is None else frozenset(row.entrypoints),
+        cron_quota=row.cron_quota,
+        triggers_per_minute=row.triggers_per_minute,
+        crons=row.crons,
+    )

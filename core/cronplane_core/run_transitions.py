@@ -19,12 +19,16 @@ from cronplane_core.tables import Overlap, RunStatus, TriggerKind
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockedCron:
-    """A cron as it is while a claim holds it: no edit, pause or deletion can commit before the claim does."""
+    """A cron as it is while a claim holds it: no edit, pause or deletion can commit before the claim does.
+
+    `is_granted` says whether its organization may use its entry.
+    """
 
     id: UUID
     organization_id: UUID
     generation: int
     enabled: bool
+    is_granted: bool
     overlap: Overlap
     catchup_window: timedelta | None
     active_run_id: UUID | None
@@ -106,11 +110,13 @@ class FinishedRun:
 
 _LOCK_CRONS = text(
     """
-    SELECT c.id, c.organization_id, c.generation, c.enabled AND c.deleted_at IS NULL AS enabled, c.overlap,
-           c.catchup_window,
+    SELECT c.id, c.organization_id, c.generation, c.enabled AND c.deleted_at IS NULL AS enabled,
+           o.entrypoints IS NULL OR CAST(c.entrypoint AS text) = ANY(o.entrypoints) AS is_granted,
+           c.overlap, c.catchup_window,
            (SELECT r.id FROM scheduler.cron_runs r
             WHERE r.cron_id = c.id AND r.finished_at IS NULL LIMIT 1) AS active_run_id
-    FROM scheduler.cron_jobs c WHERE c.id = ANY(CAST(:ids AS uuid[]))
+    FROM scheduler.cron_jobs c JOIN scheduler.organizations o ON o.id = c.organization_id
+    WHERE c.id = ANY(CAST(:ids AS uuid[]))
     FOR SHARE OF c SKIP LOCKED
     """
 )
@@ -261,6 +267,7 @@ async def lock_crons(connection: AsyncConnection, *, cron_ids: Sequence[UUID]) -
             organization_id=row.organization_id,
             generation=row.generation,
             enabled=row.enabled,
+            is_granted=row.is_granted,
             overlap=Overlap(row.overlap),
             catchup_window=row.catchup_window,
             active_run_id=row.active_run_id,

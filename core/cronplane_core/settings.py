@@ -76,6 +76,12 @@ class ApiSettings(DatabaseSettings):
     minimum_interval: Annotated[timedelta, Field(ge=timedelta(seconds=60))] = Field(
         default=timedelta(seconds=60), description="shortest gap allowed between two fires of a cron"
     )
+    cron_quota: int = Field(
+        default=10_000, ge=0, le=2**31 - 1, description="crons of an organization that has no quota of its own"
+    )
+    triggers_per_minute: int = Field(
+        default=600, ge=0, le=2**31 - 1, description="triggers of an organization that has no quota of its own"
+    )
     api_pool_size: int = Field(default=10, ge=1, le=200, description="connections to PostgreSQL at most")
 
 

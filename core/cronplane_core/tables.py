@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -191,8 +192,20 @@ organizations = Table(
     Column("name", Text, nullable=False),
     Column("state", Text, nullable=False, server_default=OrganizationState.ACTIVE.value),
     _instant("created_at", default=True),
+    Column("entrypoints", ARRAY(Text), comment="the entries it may use; null for every one"),
+    Column("cron_quota", Integer, comment="null for the installation's default"),
+    Column("triggers_per_minute", Integer, comment="null for the installation's default"),
+    Column(
+        "crons",
+        BigInteger,
+        nullable=False,
+        server_default=text("0"),
+        comment="how many crons it has; counted again before a quota refuses one",
+    ),
     UniqueConstraint("name"),
     _one_of("state", OrganizationState),
+    CheckConstraint("cron_quota >= 0", name="cron_quota_not_negative"),
+    CheckConstraint("triggers_per_minute >= 0", name="triggers_per_minute_not_negative"),
 )
 
 api_keys = Table(
@@ -320,6 +333,7 @@ cron_runs = Table(
         postgresql_where=text("trigger_kind = 'schedule'"),
     ),
     Index("cron_runs_by_cron", "cron_id", "scheduled_for", "id"),
+    Index("cron_runs_triggered", "organization_id", "created_at", postgresql_where=text("trigger_kind = 'manual'")),
     # Not over `status`: an update of it could then not stay on its page (heap-only tuples), and every index would grow.
     Index("cron_runs_active", "cron_id", postgresql_where=text("finished_at IS NULL")),
     postgresql_with={"fillfactor": 70},

@@ -58,10 +58,15 @@ class ExecutionMode(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Organization:
-    """The tenant on whose behalf something is registered."""
+    """The tenant on whose behalf something is registered; `entrypoints` are those granted to it, None for every one."""
 
     id: UUID
     name: str
+    entrypoints: frozenset[str] | None = None
+
+    def may_use(self, entrypoint: str) -> bool:
+        """Say whether an entry is granted to the organization."""
+        return self.entrypoints is None or entrypoint in self.entrypoints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ import structlog
 from pydantic import JsonValue
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cronplane_core.cron_repository import Cron, Definition, Policy, insert_cron
+from cronplane_core.cron_repository import UNLIMITED, Cron, Definition, Policy, insert_cron
 from cronplane_core.schedule import Schedule, ScheduleError, UnknownTimeZoneError
 from cronplane_core.tables import Catchup, CronSource, Overlap
 from cronplane_entries.core import (
@@ -46,6 +46,10 @@ MOST_ATTEMPTS = 100
 MOST_RUNS = 10**9
 LATEST_YEAR = 9998
 _MINUTE = timedelta(minutes=1)
+
+
+class EntryNotGrantedError(EntryError):
+    """The organization may not use this entry; the administrator can grant it."""
 
 
 class RegistrationError(EntryError):
@@ -101,7 +105,7 @@ class CronChanges:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registrar:
-    """Checks and registers for one installation: its entries with their settings, and the shortest time between fires.
+    """Checks and registers for one installation: its entries with their settings, and what it allows by default.
 
     A name is kept in Unicode's form NFC, so that two that look alike by their accents are one.
     """
@@ -109,6 +113,7 @@ class Registrar:
     registry: CronRegistry
     settings: EntrySettings
     minimum_interval: timedelta
+    cron_quota: int = UNLIMITED
 
     async def check(
         self, draft: CronDraft, *, organization: Organization, user: User, cron_id: UUID, now: datetime
@@ -117,8 +122,10 @@ class Registrar:
 
         Raises:
             RegistrationError: the draft is refused; every reason that could be found is given.
+            EntryNotGrantedError: the organization may not use the entry.
 
         """
+        self.check_grant(draft.entrypoint, organization=organization)
         name = unicodedata.normalize("NFC", draft.name)
         errors = [*name_errors(name), *_policy_errors(draft.policy)]
         schedule = self._schedule(draft.cron_expr, draft.tz, now=now, errors=errors)
@@ -154,6 +161,7 @@ class Registrar:
 
         Raises:
             CronNameTakenError: the organization has a cron of this name.
+            QuotaExceededError: the organization has as many crons as it may have.
 
         """
         return await insert_cron(
@@ -163,7 +171,18 @@ class Registrar:
             definition=definition,
             created_by=user.id,
             source=CronSource.API,
+            cron_quota=self.cron_quota,
         )
+
+    def check_grant(self, entrypoint: str, *, organization: Organization) -> None:
+        """Let an organization use an entry, or not; of one that there is not, this says nothing.
+
+        Raises:
+            EntryNotGrantedError: it is not granted to the organization.
+
+        """
+        if entrypoint in self.registry and not organization.may_use(entrypoint):
+            raise EntryNotGrantedError(f"The entry {entrypoint} is not granted to your organization")
 
     async def check_changes(
         self, changes: CronChanges, *, cron: Cron, organization: Organization, user: User, now: datetime
@@ -172,6 +191,7 @@ class Registrar:
 
         Raises:
             RegistrationError: the changes are refused; every reason that could be found is given.
+            EntryNotGrantedError: the organization may not use the entry that it asks for, or gives a payload to.
 
         """
         before = cron.definition
@@ -223,6 +243,8 @@ class Registrar:
         self, cron: Cron, changes: CronChanges, organization: Organization, user: User, *, errors: list[FieldError]
     ) -> Registration | None:
         entrypoint = cron.definition.entrypoint if changes.entrypoint is None else changes.entrypoint
+        if changes.payload is not None or changes.entrypoint is not None:
+            self.check_grant(entrypoint, organization=organization)
         if changes.payload is None:
             if entrypoint != cron.definition.entrypoint:
                 message = "another entrypoint needs a payload of its own; send the whole payload"

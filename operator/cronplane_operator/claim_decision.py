@@ -79,6 +79,11 @@ _QUEUED = Verdict(status=RunStatus.QUEUED, reason="Claimed", message="The fire i
 _NOT_ENABLED = Verdict(
     status=RunStatus.SKIPPED, reason="NotEnabled", message="The cron was paused or deleted before the fire was claimed."
 )
+_NOT_GRANTED = Verdict(
+    status=RunStatus.SKIPPED,
+    reason="EntryNotGranted",
+    message="The organization may not use the cron's entry any more.",
+)
 _SUPERSEDED = Verdict(
     status=RunStatus.MISSED,
     reason="Superseded",
@@ -97,6 +102,8 @@ def _outside_window(window: timedelta) -> Verdict:
 def _newest_verdict(cron: LockedCron) -> Verdict:
     if not cron.enabled:
         return _NOT_ENABLED
+    if not cron.is_granted:
+        return _NOT_GRANTED
     if cron.active_run_id is not None:
         return Verdict(
             status=RunStatus.SKIPPED,

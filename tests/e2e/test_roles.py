@@ -1,6 +1,7 @@
 """Migration, API and runner as processes of their own, and the administrator's commands, as in an installation."""
 
 import os
+import re
 import secrets
 import signal
 import socket
@@ -82,7 +83,7 @@ def start(environment: dict[str, str]) -> Iterator[Callable[[str], Role]]:
 
 
 def test_the_whole_way_in_processes_of_their_own(environment: dict[str, str], start: Callable[[str], Role]) -> None:
-    assert "to 0001" in cronplane("migrate", environment=environment)
+    assert "to 0002" in cronplane("migrate", environment=environment)
     api, runner = start("api"), start("runner")
     runner.wait_for("became leader")
     api.wait_for("Uvicorn running on")
@@ -94,6 +95,14 @@ def test_the_whole_way_in_processes_of_their_own(environment: dict[str, str], st
         assert cronplane("organizations", "list", environment=environment).endswith("acme")
         taken = cronplane("organizations", "create", "acme", environment=environment, status=1)
         assert "exists already" in taken
+        limits = ("--entry", "my_entry", "--crons", "5", "--triggers-per-minute", "default")
+        limited = cronplane("organizations", "limit", organization, *limits, environment=environment)
+        assert cronplane("organizations", "show", organization, environment=environment) == limited
+        assert re.findall(r"  +(my_entry|0 of 5|the default)$", limited, re.MULTILINE) == [
+            "my_entry",
+            "0 of 5",
+            "the default",
+        ]
         key = cronplane("keys", "create", organization, "pipeline", "editor", environment=environment)
         headers = {"Authorization": f"Bearer {key}"}
 

@@ -48,6 +48,14 @@ ROUTES = [
     Route(name="list_runs", method="GET", path="/crons/{o}/{c}/runs", status=200, role="viewer"),
     Route(name="get_run", method="GET", path="/crons/{o}/{c}/runs/{r}", status=200, role="viewer"),
     Route(
+        name="get_organization",
+        method="GET",
+        path="/organizations/{o}",
+        status=200,
+        role="admin",
+        installation=200,
+    ),
+    Route(
         name="create_key",
         method="POST",
         path="/organizations/{o}/keys",
@@ -66,7 +74,11 @@ ROUTES = [
         installation=204,
     ),
 ]
-INSTALLATION_ROUTES = [("POST", "/organizations", {"name": "new"}, 201), ("GET", "/organizations", None, 200)]
+INSTALLATION_ROUTES = [
+    ("POST", "/organizations", {"name": "new"}, 201),
+    ("GET", "/organizations", None, 200),
+    ("PATCH", "/organizations/{o}", {"cron_quota": 5}, 200),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +120,7 @@ def test_the_table_names_every_route_of_an_organization(api: Any) -> None:
         for operation in operations.values()
         if "{organization_id}" in path
     }
-    assert described == {route.name for route in ROUTES}
+    assert described == {route.name for route in ROUTES} | {"update_organization"}
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
@@ -193,6 +205,7 @@ async def test_only_the_installation_key_sees_organizations(
     api: Any, method: str, path: str, body: dict[str, Any] | None, status: int
 ) -> None:
     arguments = {} if body is None else {"json": body}
+    path = path.format(o=api.organization_id)
     for key in (*KEYS, "stranger"):
         assert (await api.call(method, path, key=key, **arguments)).status_code == 403
     assert (await api.call(method, path, key=None, **arguments)).status_code == 401

@@ -157,9 +157,10 @@ async def test_a_cron_cannot_take_the_name_of_another(engine: AsyncEngine, add_c
 async def test_another_constraint_is_not_taken_for_a_name_that_is_in_use(
     engine: AsyncEngine, organization: Organization
 ) -> None:
-    with pytest.raises(IntegrityError, match="organization_id_fkey"):
+    unending = replace(DEFINITION, policy=replace(DEFINITION.policy, timeout=timedelta(days=400)))
+    with pytest.raises(IntegrityError, match="timeout_bounded"):
         async with transaction(engine) as connection:
-            await insert(connection, replace(organization, id=uuid4()))
+            await insert(connection, organization, unending)
 
 
 async def test_another_organizations_cron_is_absent(

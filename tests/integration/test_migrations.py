@@ -53,6 +53,14 @@ ROWS = {
         INSERT INTO scheduler.leases VALUES ('runner', 'somebody', 7, scheduler.now());
     """,
 }
+ROWS["0002"] = (
+    ROWS["0001"]
+    + """
+    INSERT INTO scheduler.organizations (name, entrypoints, cron_quota, triggers_per_minute, crons)
+    VALUES ('limited', '{an_entry}', 10, 0, 3);
+"""
+)
+
 
 FORBIDDEN = [
     *(
@@ -208,6 +216,16 @@ def test_an_upgrade_keeps_the_rows_that_were_there(empty: Any, revision: str) ->
     for table, rows in before.items():
         assert len(after[table]) == len(rows)
         assert all(any(row.items() <= kept.items() for kept in after[table]) for row in rows)
+
+
+def test_an_upgrade_counts_the_crons_that_were_there(empty: Any) -> None:
+    empty.execute(f"CREATE SCHEMA {SCHEMA}")
+    for connection in connect(empty):
+        command.upgrade(alembic_config(connection), "0001")
+    empty.execute("ALTER TYPE scheduler.entrypoint ADD VALUE 'an_entry'")
+    empty.execute(ROWS["0001"])
+    upgrade(empty)
+    assert empty.execute("SELECT name, crons FROM scheduler.organizations") == [("acme", 1)]
 
 
 def test_a_second_migration_changes_nothing(empty: Any) -> None:

@@ -68,6 +68,7 @@ async def test_a_key_is_recognized_by_its_text(engine: AsyncEngine, organization
         role=Role.EDITOR,
         organization_id=organization.id,
         organization_name="acme",
+        granted_entrypoints=None,
         now=NOON,
     )
 

@@ -22,6 +22,7 @@ def cron(**changes: Any) -> LockedCron:
         "organization_id": uuid4(),
         "generation": 3,
         "enabled": True,
+        "is_granted": True,
         "overlap": Overlap.SKIP,
         "catchup_window": None,
         "active_run_id": None,
@@ -43,6 +44,12 @@ def test_one_owed_fire_is_queued() -> None:
     locked = cron()
     [run] = decide(locked, due(locked, until=FIRST), now=FIRST)
     assert (run.status, run.reason, run.scheduled_for, run.generation) == (RunStatus.QUEUED, "Claimed", FIRST, 3)
+
+
+def test_a_fire_of_an_entry_that_was_taken_from_the_organization_is_skipped() -> None:
+    locked = cron(is_granted=False)
+    [run] = decide(locked, due(locked, until=FIRST), now=FIRST)
+    assert (run.status, run.reason) == (RunStatus.SKIPPED, "EntryNotGranted")
 
 
 def test_a_cron_that_was_paused_meanwhile_is_skipped_and_not_forgotten() -> None:
