@@ -4,41 +4,29 @@ The runner is a process of its own, as in an installation. Time is taken from th
 last `finished_at`, both by the database's clock.
 """
 
-import os
-import subprocess
-import sys
-import time
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 
-from psycopg import Connection
 from sqlalchemy import URL
 
 from bench import naive, postgresql_limit
-from bench.server import SERVICE_ROLE, add_crons, connect, fresh_database, running_server
-from cronplane_core.database import connection_string
+from bench.role import FINISHED, SCHEDULED, running, set_clock, wait_for
+from bench.server import add_crons, connect, fresh_database, running_server
 
 COUNT = 10_000
-_DISTRIBUTIONS = Path(__file__).parent / "distributions"
 _MINUTE = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 # The runner looks at the clock each second, and needs to have seen that it was set.
 _LEAD = timedelta(seconds=5)
-_POLL = 0.2
 
 
 def measure(url: URL, *, count: int) -> float:
     """Let `count` crons come due at once; returns the seconds until all of their runs are terminal."""
     with connect(url) as connection:
-        _set_clock(connection, _MINUTE - timedelta(hours=1))
+        set_clock(connection, _MINUTE - timedelta(hours=1))
         add_crons(connection, count=count, cron_expr="0 12 * * *")
-        with subprocess.Popen(
-            [sys.executable, "-m", "cronplane_cli.main", "runner"], env=_environment(url), stderr=subprocess.DEVNULL
-        ) as runner:
-            _wait(connection, "SELECT count(*) FROM scheduler.apscheduler_jobs", count)
-            _set_clock(connection, _MINUTE - _LEAD)
-            _wait(connection, "SELECT count(*) FROM scheduler.cron_runs WHERE finished_at IS NOT NULL", count)
-            runner.terminate()
+        with running("runner", url):
+            wait_for(connection, SCHEDULED, count)
+            set_clock(connection, _MINUTE - _LEAD)
+            wait_for(connection, FINISHED, count)
         row = connection.execute(
             """SELECT extract(epoch FROM max(finished_at) - min(scheduled_for)),
                       count(*) FILTER (WHERE status = 'completed')
@@ -60,28 +48,3 @@ def report() -> None:
     print(f"  cronplane                             {ours:>9,.0f} runs/s")
     print(f"  naive APScheduler, row by row         {stock:>9,.0f} runs/s   cronplane is {ours / stock:.1f} x this")
     print(f"  PostgreSQL alone, batched             {limit:>9,.0f} runs/s   cronplane is {ours / limit:.2f} of this")
-
-
-def _environment(url: URL) -> dict[str, str]:
-    service = url.set(username=SERVICE_ROLE)
-    return {
-        **os.environ,
-        "CRONPLANE_DATABASE_URL": connection_string(service),
-        "CRONPLANE_LOG_LEVEL": "warning",
-        "PYTHONPATH": str(_DISTRIBUTIONS),
-    }
-
-
-def _set_clock(connection: Connection[Any], now: datetime) -> None:
-    statement = f"""
-        CREATE OR REPLACE FUNCTION scheduler.now() RETURNS timestamptz LANGUAGE sql VOLATILE PARALLEL SAFE AS
-        $$ SELECT clock_timestamp() + interval '{(now - datetime.now(UTC)).total_seconds()} seconds' $$
-    """
-    connection.execute(statement.encode())
-
-
-def _wait(connection: Connection[Any], query: str, count: int) -> None:
-    while True:
-        if connection.execute(query.encode()).fetchone() == (count,):
-            return
-        time.sleep(_POLL)

@@ -95,9 +95,10 @@ def measure(url: URL, *, count: int) -> float:
     )
     all_done = _count_down(scheduler, count)
     scheduler.start(paused=True)
+    due = datetime.now(UTC)
     for cron_id in crons:
         # Due as soon as the scheduler may look.
-        scheduler.add_job(run_cron, CronTrigger(hour=12, timezone=UTC), args=[cron_id], next_run_time=datetime.now(UTC))
+        scheduler.add_job(run_cron, CronTrigger(hour=12, timezone=UTC), args=[cron_id], next_run_time=due)
     started = time.perf_counter()
     scheduler.resume()
     all_done.wait()
@@ -105,6 +106,16 @@ def measure(url: URL, *, count: int) -> float:
     scheduler.shutdown()
     engine.dispose()
     return elapsed
+
+
+def start_lags(url: URL, *, count: int) -> list[float]:
+    """Let `count` jobs come due at once; gives how many seconds after the first of them each run started."""
+    measure(url, count=count)
+    with connect(url) as connection:
+        rows = connection.execute(
+            "SELECT extract(epoch FROM started_at - min(started_at) OVER ()) FROM scheduler.cron_runs"
+        ).fetchall()
+    return [float(str(lag)) for (lag,) in rows]
 
 
 def _count_down(scheduler: BackgroundScheduler, count: int) -> threading.Event:

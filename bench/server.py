@@ -41,12 +41,14 @@ def connect(url: URL) -> psycopg.Connection[tuple[object, ...]]:
     return psycopg.connect(connection_string(url), autocommit=True)
 
 
-def add_crons(connection: psycopg.Connection[tuple[object, ...]], *, count: int, cron_expr: str) -> None:
-    """Write crons of the no-op entry, with their first versions, as registrations would have."""
+def add_crons(
+    connection: psycopg.Connection[tuple[object, ...]], *, count: int, cron_expr: str, organization: str = "bench"
+) -> None:
+    """Write crons of the no-op entry, with their first versions, as registrations of an organization would have."""
     connection.execute(
         """
         WITH organization AS (
-            INSERT INTO scheduler.organizations (name) VALUES ('bench') RETURNING id
+            INSERT INTO scheduler.organizations (name) VALUES (%s) RETURNING id
         ), cron AS (
             INSERT INTO scheduler.cron_jobs (organization_id, name, cron_expr, tz, entrypoint, user_payload,
                                              execution_payload, timeout, created_by, updated_by)
@@ -57,6 +59,6 @@ def add_crons(connection: psycopg.Connection[tuple[object, ...]], *, count: int,
         INSERT INTO scheduler.cron_job_versions (cron_id, generation, effective_from, cron_expr, tz, enabled, timeout)
         SELECT id, generation, effective_from, cron_expr, tz, enabled, timeout FROM cron
         """,
-        (cron_expr, count),
+        (organization, cron_expr, count),
     )
     connection.execute("ANALYZE scheduler.cron_jobs")

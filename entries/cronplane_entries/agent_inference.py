@@ -6,7 +6,7 @@ since it may have changed hands in between.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NoReturn, TypeVar
 from uuid import UUID
@@ -33,6 +33,7 @@ _LOOK_UP_SECONDS = 10.0
 _LONGEST_TIMEOUT_SECONDS = 7 * 24 * 3600.0
 _LONGEST_ERROR = 2000
 _LOGGED_BODY_BYTES = 1024
+_SHORTEST_KEY = 8
 _SETTINGS = {"base_url", "api_key", "timeout_seconds", "ca_file"}
 _OK, _FIRST_REDIRECT, _FIRST_CLIENT_ERROR, _NOT_FOUND, _FIRST_SERVER_ERROR = 200, 300, 400, 404, 500
 
@@ -152,7 +153,7 @@ class AgentBackend:
             headers=(("Content-Type", "application/json"), ("Idempotency-Key", str(context.run.id))),
         )
         if reply.status != _OK:
-            said = blot_out(reply.body[:_LOGGED_BODY_BYTES], [self.api_key]).decode(errors="replace")
+            said = reply.body[:_LOGGED_BODY_BYTES].decode(errors="replace")
             context.log.warning("the agent backend said: %s", said)
         _check_status(reply)
         return _read(_RunAnswer, reply)
@@ -178,11 +179,13 @@ class AgentBackend:
             content=content,
         )
         try:
-            return await exchange(request, within=within, most_bytes=MOST_ANSWER_BYTES, ca_file=self.ca_file)
+            reply = await exchange(request, within=within, most_bytes=MOST_ANSWER_BYTES, ca_file=self.ca_file)
         except ExchangeTimeoutError as error:
             raise BackendTimeoutError(f"The agent backend did not answer within {within:g} s") from error
         except ExchangeError as error:
             raise BackendUnreachableError(f"The agent backend cannot be reached: {error}") from error
+        # The key opens every organization's projects, and an answer may repeat it.
+        return replace(reply, body=blot_out(reply.body, [self.api_key]))
 
 
 def read_settings(settings: Mapping[str, str]) -> AgentBackend | None:
@@ -219,6 +222,9 @@ def _base(text: str) -> HttpTarget:
 def _api_key(text: str) -> str:
     if not (text.isascii() and text.isprintable()) or text != text.strip():
         raise ValueError("API_KEY is no header's value: it is visible ASCII")
+    # A shorter one could not be told from ordinary text when it is blotted out of answers.
+    if len(text) < _SHORTEST_KEY:
+        raise ValueError(f"API_KEY has fewer than {_SHORTEST_KEY} characters")
     return text
 
 
@@ -228,7 +234,7 @@ def _timeout(text: str) -> float:
     except ValueError as error:
         raise ValueError("TIMEOUT_SECONDS is no number") from error
     if not 0 < seconds <= _LONGEST_TIMEOUT_SECONDS:
-        raise ValueError(f"TIMEOUT_SECONDS is from 1 to {_LONGEST_TIMEOUT_SECONDS:.0f}")
+        raise ValueError(f"TIMEOUT_SECONDS is not above 0 and at most {_LONGEST_TIMEOUT_SECONDS:.0f}")
     return seconds
 
 

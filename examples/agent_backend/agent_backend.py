@@ -6,12 +6,15 @@ has its key may run everything; which organization a project belongs to is told 
 
 import asyncio
 import hmac
+import math
 import os
 import re
+import signal
 import socket
 import sys
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 from uuid import UUID, uuid4
@@ -22,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 MOST_REMEMBERED_RUNS = 1000
 SHORTEST_KEY = 16
+HIGHEST_PORT = 65535
 WORD_COUNT = UUID("5d1c8f0e-3b9a-4c55-9d0e-6a1f0c7b2a01")
 SUM = UUID("5d1c8f0e-3b9a-4c55-9d0e-6a1f0c7b2a02")
 Input = dict[str, JsonValue]
@@ -55,17 +59,33 @@ def count_words(input_data: Input) -> tuple[str, dict[str, JsonValue]]:
     if not isinstance(text, str):
         raise AgentError("input_data needs a text")
     words = re.findall(r"\w+", text.lower())
-    often = sorted(set(words), key=lambda word: (-words.count(word), word))[:3]
+    times = Counter(words)
+    often = sorted(times, key=lambda word: (-times[word], word))[:3]
     return f"{len(words)} words", {"kind": "word_count", "words": len(words), "most_often": list[JsonValue](often)}
 
 
 def add_up(input_data: Input) -> tuple[str, dict[str, JsonValue]]:
     """Add up `numbers`."""
     numbers = input_data.get("numbers")
-    if not isinstance(numbers, list) or not all(isinstance(number, int | float) for number in numbers):
+    if not isinstance(numbers, list):
         raise AgentError("input_data needs a list of numbers")
-    total = sum(number for number in numbers if isinstance(number, int | float))
-    return f"the sum is {total:g}", {"kind": "sum", "total": total}
+    total = sum(_number(number) for number in numbers)
+    if not _is_finite(total):
+        raise AgentError("the sum is too large")
+    return f"the sum is {total}", {"kind": "sum", "total": total}
+
+
+def _number(value: JsonValue) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
+        raise AgentError("input_data needs a list of numbers, none of them too large")
+    return value
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
 
 
 @dataclass(slots=True)
@@ -118,7 +138,7 @@ def _run(project: Project, input_data: Input) -> RunAnswer:
     return RunAnswer(message=message, artifacts=[artifact], trace_id=trace_id)
 
 
-def _backend(request: Request, x_api_key: Annotated[str, Header()] = "") -> Backend:
+async def _backend(request: Request, x_api_key: Annotated[str, Header()] = "") -> Backend:
     backend: Backend = request.app.state.backend
     if not hmac.compare_digest(x_api_key.encode(), backend.api_key.encode()):
         raise HTTPException(401, "the X-API-Key is not the right one")
@@ -134,19 +154,19 @@ def create_application(*, api_key: str) -> FastAPI:
     application.state.backend = Backend(api_key)
 
     @application.get("/projects/{project_id}")
-    def read_project(project_id: UUID, backend: AuthorizedBackend) -> dict[str, str | None]:
+    async def read_project(project_id: UUID, backend: AuthorizedBackend) -> dict[str, str | None]:
         """Show a project."""
         project = backend.project(project_id)
         owner = None if project.organization_id is None else str(project.organization_id)
         return {"id": str(project_id), "name": project.name, "organization_id": owner}
 
     @application.put("/projects/{project_id}/owner", status_code=204)
-    def give_project(project_id: UUID, owner: Owner, backend: AuthorizedBackend) -> None:
+    async def give_project(project_id: UUID, owner: Owner, backend: AuthorizedBackend) -> None:
         """Give a project to an organization."""
         backend.project(project_id).organization_id = owner.organization_id
 
     @application.post("/projects/{project_id}/{env}/run")
-    def run_project(
+    async def run_project(
         project_id: UUID,
         env: Literal["draft", "production"],
         input_data: Input,
@@ -162,11 +182,18 @@ def create_application(*, api_key: str) -> FastAPI:
 
 async def serve(*, host: str, port: int, api_key: str) -> None:
     """Serve until SIGINT or SIGTERM, and say where."""
-    with socket.create_server((host, port)) as listener:
+    with _listener(host, port) as listener:
         config = uvicorn.Config(create_application(api_key=api_key), log_level="warning", access_log=False)
         host, port = listener.getsockname()[:2]
         print(f"The agent backend is at http://{host}:{port}", flush=True)
         await uvicorn.Server(config).serve(sockets=[listener])
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port))
+    except OSError as error:
+        sys.exit(f"Cannot listen on {host}:{port} ({error.strerror}); set AGENT_BACKEND_PORT to another port, or to 0")
 
 
 def main() -> None:
@@ -174,8 +201,13 @@ def main() -> None:
     api_key = os.environ.get("AGENT_BACKEND_API_KEY", "")
     if len(api_key) < SHORTEST_KEY:
         sys.exit(f"Set AGENT_BACKEND_API_KEY to a secret of at least {SHORTEST_KEY} characters")
-    host, port = os.environ.get("AGENT_BACKEND_HOST", "127.0.0.1"), int(os.environ.get("AGENT_BACKEND_PORT", "8090"))
-    asyncio.run(serve(host=host, port=port, api_key=api_key))
+    host, port = os.environ.get("AGENT_BACKEND_HOST", "127.0.0.1"), os.environ.get("AGENT_BACKEND_PORT", "8090")
+    if not (port.isascii() and port.isdigit() and int(port) <= HIGHEST_PORT):
+        sys.exit(f"Set AGENT_BACKEND_PORT to a number from 0 to {HIGHEST_PORT}")
+    # uvicorn gives a signal on when it has stopped, and that is no failure.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt):
+        asyncio.run(serve(host=host, port=int(port), api_key=api_key))
 
 
 if __name__ == "__main__":

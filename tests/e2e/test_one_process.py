@@ -13,6 +13,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,8 @@ def data_directory() -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
-@pytest.fixture
-def demo(data_directory: Path) -> Iterator[Demo]:
+@contextmanager
+def demonstration(data_directory: Path) -> Iterator[Demo]:
     process = subprocess.Popen(
         [sys.executable, DEMO, "--port", "0", "--data-dir", data_directory],
         stdout=subprocess.PIPE,
@@ -78,6 +79,12 @@ def demo(data_directory: Path) -> Iterator[Demo]:
         yield Demo(process, [])
         # Not killed, or what it has started would be left.
         process.terminate()
+
+
+@pytest.fixture
+def demo(data_directory: Path) -> Iterator[Demo]:
+    with demonstration(data_directory) as running:
+        yield running
 
 
 def test_a_newcomer_sees_a_run_of_every_entry_registers_another_and_leaves_nothing_behind(
@@ -115,6 +122,17 @@ def test_a_newcomer_sees_a_run_of_every_entry_registers_another_and_leaves_nothi
     os.close(handle)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((backend.hostname, backend.port))
+
+
+def test_a_demonstration_can_be_started_again_where_there_has_been_one(data_directory: Path) -> None:
+    for _ in range(2):
+        with demonstration(data_directory) as demo:
+            demo.wait_for(r"A cron of every entry is registered")
+            completed = [demo.wait_for(r"^  completed +(\S+)")[1] for _ in range(5)]
+            assert set(completed) == {str(name) for name in BUILT_IN}
+            demo.process.send_signal(signal.SIGTERM)
+            rest, _ = demo.process.communicate()
+            assert (demo.process.returncode, "Stopped." in rest) == (0, True)
 
 
 def test_the_key_is_the_same_after_a_restart(data_directory: Path) -> None:

@@ -21,7 +21,9 @@ from cronplane_entries.entry_settings import InvalidSettingsError, read_entry_se
 from cronplane_entries.registry import CronRegistry
 
 HANG_GUARD = 30.0
-PROGRAM = Path(__file__).parents[2] / "examples" / "agent_backend" / "agent_backend.py"
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "agent_backend"
+PROGRAM = EXAMPLE / "agent_backend.py"
 WORD_COUNT = "5d1c8f0e-3b9a-4c55-9d0e-6a1f0c7b2a01"
 SUM = "5d1c8f0e-3b9a-4c55-9d0e-6a1f0c7b2a02"
 PREFIX = "CRONPLANE_ENTRY_AGENT_INFERENCE_"
@@ -58,8 +60,7 @@ async def backend() -> AsyncIterator[Backend]:
         line = await process.stdout.readline()
     yield Backend(url=line.decode().split()[-1], api_key=api_key)
     process.terminate()
-    # It ends as uvicorn does, which gives the signal on when it has stopped.
-    assert await process.wait() == -signal.SIGTERM
+    assert await process.wait() == 0
 
 
 class Misbehaving:
@@ -243,6 +244,8 @@ MISBEHAVIOUR: dict[str, tuple[bytes | None, str, str]] = {
     "too long a result": (answer(200, LONG), "AnswerTooLongError", "and a result 65536 at most"),
     "too long an answer": (answer(200, ENDLESS), "AnswerTooLongError", "has more than 1048576 bytes"),
     "an error": (answer(200, b'{"error": {"code": 7}}'), "AgentFailedError", 'The agent failed: {"code": 7}'),
+    "a NUL in an error": (answer(200, b'{"error": "a\\u0000b"}'), "AgentFailedError", "The agent failed: a"),
+    "a long error": (answer(200, b'{"error": "' + b"x" * 70_000 + b'"}'), "AgentFailedError", "The agent failed: xxx"),
 }
 
 
@@ -273,19 +276,39 @@ async def test_each_way_of_misbehaving_is_an_error_that_says_so(
     assert f"X-API-Key: {key}\r\n" in asked
 
 
+@pytest.mark.parametrize(
+    ("status", "said", "place", "shown"),
+    [
+        (403, "the key KEY may not", "output", "the key [secret] may not"),
+        (403, "x" * 1010 + "KEY", "output", "xxxx[secret]"),
+        (200, '{"message": "KEY"}', "result", "[secret]"),
+        (200, '{"artifacts": [{"headers": {"KEY": "Bearer KEY"}}]}', "result", "Bearer [secret]"),
+        (200, '{"error": "KEY is worn out"}', "error", "The agent failed: [secret] is worn out"),
+    ],
+    ids=["in a refusal", "where a refusal is cut", "in a message", "in an artifact", "in an error"],
+)
 async def test_a_key_that_a_backend_repeats_is_not_shown(
-    misbehaving: Misbehaving, monkeypatch: pytest.MonkeyPatch, api: Any, add_cron: Any, start_runner: Any
+    *,
+    misbehaving: Misbehaving,
+    monkeypatch: pytest.MonkeyPatch,
+    api: Any,
+    add_cron: Any,
+    start_runner: Any,
+    status: int,
+    said: str,
+    place: str,
+    shown: str,
 ) -> None:
     key = secrets.token_urlsafe()
     configure(monkeypatch, base_url=misbehaving.url, api_key=key)
     misbehaving.owner = api.organization_id
-    misbehaving.run = answer(403, f"the key {key} may not".encode())
+    misbehaving.run = answer(status, said.replace("KEY", key).encode())
     running = await start_runner()
     payload = {"project_id": WORD_COUNT, "env": "draft", "input_data": {}, "organization_id": str(api.organization_id)}
     cron = await add_cron(entrypoint="agent_inference", payload=payload)
     finished = await run(api, running, str(cron.id))
-    assert "the key [secret] may not" in finished["output"]
-    assert key not in str(finished)
+    assert shown in str(finished[place])
+    assert key[:10] not in str(finished)
 
 
 async def test_a_stored_payload_of_another_organization_does_not_run(
@@ -313,10 +336,20 @@ async def test_a_stored_payload_of_another_organization_does_not_run(
             "BASE_URL: the address of the backend has no query",
         ),
         ({"base_url": "http://agents.internal", "api_key": "a\r\nb"}, "API_KEY is no header's value"),
-        ({"base_url": "http://agents.internal", "api_key": "k", "timeout_seconds": "soon"}, "is no number"),
-        ({"base_url": "http://agents.internal", "api_key": "k", "timeout_seconds": "nan"}, "TIMEOUT_SECONDS is from"),
-        ({"base_url": "http://agents.internal", "api_key": "k", "ca_file": "/no/such"}, "CA_FILE names no file"),
-        ({"base_url": "http://agents.internal", "api_key": "k", "timeout": "1"}, "there is no setting TIMEOUT"),
+        ({"base_url": "http://agents.internal", "api_key": "1234567"}, "API_KEY has fewer than 8 characters"),
+        ({"base_url": "http://agents.internal", "api_key": "a long key", "timeout_seconds": "soon"}, "is no number"),
+        (
+            {"base_url": "http://agents.internal", "api_key": "a long key", "timeout_seconds": "nan"},
+            "TIMEOUT_SECONDS is not above 0",
+        ),
+        (
+            {"base_url": "http://agents.internal", "api_key": "a long key", "ca_file": "/no/such"},
+            "CA_FILE names no file",
+        ),
+        (
+            {"base_url": "http://agents.internal", "api_key": "a long key", "timeout": "1"},
+            "there is no setting TIMEOUT",
+        ),
     ],
 )
 def test_wrong_settings_are_an_error_when_a_process_starts(
@@ -335,3 +368,89 @@ async def test_the_example_backend_lets_nobody_in_without_its_key(backend: Backe
             assert refused.status_code == 401
     assert (await backend.call("GET", f"/projects/{uuid4()}")).status_code == 404
     assert (await backend.call("POST", f"/projects/{WORD_COUNT}/staging/run", json={})).status_code == 422
+
+
+async def test_the_example_backends_guide_starts_it_and_names_its_projects() -> None:
+    guide = (EXAMPLE / "README.md").read_text(encoding="utf-8")
+    [commands] = re.findall(r"```sh\n(.*?)```", guide, re.DOTALL)
+    make_key, start = commands.replace(".venv/bin/python ", f"exec {sys.executable} ").splitlines()
+    process = await asyncio.create_subprocess_exec(
+        "sh",
+        "-c",
+        f'{make_key}\necho "$AGENT_BACKEND_API_KEY"\n{start}',
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "AGENT_BACKEND_PORT": "0"},
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(HANG_GUARD):
+        api_key = (await process.stdout.readline()).decode().strip()
+        url = (await process.stdout.readline()).decode().split()[-1]
+        backend = Backend(url=url, api_key=api_key)
+        projects = re.findall(r"^\| `([0-9a-f-]{36})`", guide, re.MULTILINE)
+        names = [(await backend.call("GET", f"/projects/{project_id}")).json()["name"] for project_id in projects]
+        process.send_signal(signal.SIGINT)
+        said, complained = await process.communicate()
+    assert names == ["word count", "sum"]
+    assert (process.returncode, said, complained) == (0, b"", b"")
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"AGENT_BACKEND_API_KEY": ""}, "AGENT_BACKEND_API_KEY"),
+        ({"AGENT_BACKEND_API_KEY": "short"}, "AGENT_BACKEND_API_KEY"),
+        ({"AGENT_BACKEND_PORT": "http"}, "AGENT_BACKEND_PORT"),
+        ({"AGENT_BACKEND_PORT": "65536"}, "AGENT_BACKEND_PORT"),
+        ({"AGENT_BACKEND_HOST": "192.0.2.1"}, "Cannot listen on 192.0.2.1"),
+    ],
+)
+async def test_the_example_backend_says_in_a_line_what_it_cannot_start_with(
+    variables: dict[str, str], told: str
+) -> None:
+    sound = {"AGENT_BACKEND_API_KEY": secrets.token_urlsafe(), "AGENT_BACKEND_PORT": "0"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, PROGRAM, stderr=asyncio.subprocess.PIPE, env={**os.environ, **sound, **variables}
+    )
+    async with asyncio.timeout(HANG_GUARD):
+        _, complained = await process.communicate()
+    assert process.returncode == 1
+    assert told in complained.decode()
+    assert len(complained.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("project_id", "input_data", "message", "error"),
+    [
+        (WORD_COUNT, '{"text": ""}', "0 words", None),
+        (WORD_COUNT, '{"text": 1}', None, "input_data needs a text"),
+        (SUM, '{"numbers": [1234567, 1]}', "the sum is 1234568", None),
+        (SUM, '{"numbers": [0.5, 1]}', "the sum is 1.5", None),
+        (SUM, "{}", None, "input_data needs a list of numbers"),
+        (SUM, '{"numbers": [true]}', None, "input_data needs a list of numbers, none of them too large"),
+        (SUM, '{"numbers": [NaN]}', None, "input_data needs a list of numbers, none of them too large"),
+        (SUM, f'{{"numbers": [1{"0" * 400}]}}', None, "input_data needs a list of numbers, none of them too large"),
+        (SUM, '{"numbers": [1e308, 1e308]}', None, "the sum is too large"),
+    ],
+)
+async def test_the_example_agents_do_small_work_or_say_why_not(
+    *, backend: Backend, project_id: str, input_data: str, message: str | None, error: str | None
+) -> None:
+    headers = {"Content-Type": "application/json"}
+    answered = await backend.call("POST", f"/projects/{project_id}/draft/run", content=input_data, headers=headers)
+    assert answered.status_code == 200
+    assert (answered.json()["message"], answered.json()["error"]) == (message, error)
+
+
+async def test_the_example_backend_runs_an_agent_once_for_each_idempotency_key(backend: Backend) -> None:
+    async def trace(project_id: str, env: str, key: str) -> str:
+        path = f"/projects/{project_id}/{env}/run"
+        answered = await backend.call("POST", path, json={"text": "a"}, headers={"Idempotency-Key": key})
+        found: str = answered.json()["trace_id"]
+        return found
+
+    first = await trace(WORD_COUNT, "draft", "one")
+    assert await trace(WORD_COUNT, "draft", "one") == first
+    others = [(WORD_COUNT, "draft", "two"), (WORD_COUNT, "production", "one"), (SUM, "draft", "one")]
+    assert len({first, *[await trace(*other) for other in others]}) == 4
