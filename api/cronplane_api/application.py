@@ -10,6 +10,7 @@ from fastapi.security import HTTPBearer
 
 from cronplane_api import crons, entrypoints, health, organizations, problem_details, runs
 from cronplane_api.access_log import AccessLog
+from cronplane_api.header_guard import HeaderGuard
 from cronplane_api.pagination import cursor_secret
 from cronplane_api.principals import key_digest
 from cronplane_api.problem_details import ProblemBody
@@ -49,6 +50,7 @@ def create_application(
         redoc_url=None,
         redirect_slashes=False,
     )
+    application.add_middleware(HeaderGuard)
     application.add_middleware(AccessLog)
     problem_details.install(application)
     for module in (crons, runs, entrypoints, organizations, health):

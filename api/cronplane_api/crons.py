@@ -66,7 +66,7 @@ _TRIES = 20
     "",
     status_code=201,
     response_model=CronRead,
-    responses=documented(400, 401, 403, 404, 409, 413, 415, 422, 429, 503),
+    responses=documented(403, 404, 409, 429),
     operation_id="create_cron",
 )
 @requires(Role.EDITOR)
@@ -95,7 +95,7 @@ async def create_cron(
     return await carry_out_once(request, idempotency_key, register, notify=Channel.CRONS)
 
 
-@router.get("", responses=documented(400, 401, 404, 422, 503), operation_id="list_crons")
+@router.get("", responses=documented(404), operation_id="list_crons")
 @requires(Role.VIEWER)
 async def list_crons(
     *,
@@ -137,7 +137,7 @@ async def list_crons(
 @router.post(
     "/preview",
     response_model=CronPreview,
-    responses=documented(400, 401, 403, 404, 409, 413, 415, 422, 503),
+    responses=documented(403, 404, 409),
     operation_id="preview_cron",
 )
 @requires(Role.EDITOR)
@@ -170,7 +170,7 @@ async def preview_cron(
     return await carry_out_once(request, idempotency_key, preview)
 
 
-@router.get(_CRON, response_model=CronRead, responses=documented(401, 404, 422, 503), operation_id="get_cron")
+@router.get(_CRON, response_model=CronRead, responses=documented(404), operation_id="get_cron")
 @requires(Role.VIEWER)
 async def get_cron(request: Request, organization_id: UUID, cron_id: UUID) -> Response:
     """Read a cron, with its next fires and its last run."""
@@ -185,7 +185,7 @@ async def get_cron(request: Request, organization_id: UUID, cron_id: UUID) -> Re
 @router.patch(
     _CRON,
     response_model=CronRead,
-    responses=documented(400, 401, 403, 404, 409, 412, 413, 415, 422, 503),
+    responses=documented(403, 404, 409, 412),
     operation_id="update_cron",
 )
 @requires(Role.EDITOR)
@@ -217,7 +217,7 @@ async def update_cron(
     _CRON,
     status_code=204,
     response_class=Response,
-    responses=documented(401, 403, 404, 412, 422, 503),
+    responses=documented(403, 404, 412),
     operation_id="delete_cron",
 )
 @requires(Role.EDITOR)
@@ -236,7 +236,7 @@ async def delete_cron(request: Request, organization_id: UUID, cron_id: UUID, if
 @router.post(
     "/{cron_id}/pause",
     response_model=CronRead,
-    responses=documented(401, 403, 404, 409, 412, 422, 503),
+    responses=documented(403, 404, 409, 412),
     operation_id="pause_cron",
 )
 @requires(Role.OPERATOR)
@@ -254,7 +254,7 @@ async def pause_cron(
 @router.post(
     "/{cron_id}/resume",
     response_model=CronRead,
-    responses=documented(401, 403, 404, 409, 412, 422, 503),
+    responses=documented(403, 404, 409, 412),
     operation_id="resume_cron",
 )
 @requires(Role.OPERATOR)
@@ -273,7 +273,7 @@ async def resume_cron(
     "/{cron_id}/trigger",
     status_code=202,
     response_model=RunRead,
-    responses=documented(400, 401, 403, 404, 409, 413, 415, 422, 429, 503),
+    responses=documented(403, 404, 409, 429),
     operation_id="trigger_cron",
 )
 @requires(Role.OPERATOR)

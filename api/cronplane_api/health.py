@@ -14,14 +14,14 @@ from cronplane_core.readiness import find_obstacle
 router = APIRouter(tags=["health"], route_class=GuardedRoute)
 
 
-@router.get("/healthz", responses=documented(422), operation_id="healthz")
+@router.get("/healthz", operation_id="healthz")
 @requires(Access.PUBLIC)
 async def healthz() -> Health:
     """Tell that the process lives."""
     return Health()
 
 
-@router.get("/readyz", responses=documented(422, 503), operation_id="readyz")
+@router.get("/readyz", responses=documented(503), operation_id="readyz")
 @requires(Access.PUBLIC)
 async def readyz(request: Request) -> Health:
     """Tell that the database answers, is migrated, and knows every entry of this process."""

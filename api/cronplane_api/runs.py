@@ -21,7 +21,7 @@ from cronplane_core.tables import Role, RunStatus, TriggerKind
 router = APIRouter(prefix="/crons/{organization_id}/{cron_id}/runs", tags=["runs"], route_class=GuardedRoute)
 
 
-@router.get("", responses=documented(400, 401, 404, 422, 503), operation_id="list_runs")
+@router.get("", responses=documented(404), operation_id="list_runs")
 @requires(Role.VIEWER)
 async def list_runs(
     *,
@@ -58,7 +58,7 @@ async def list_runs(
     )
 
 
-@router.get("/{run_id}", responses=documented(401, 404, 422, 503), operation_id="get_run")
+@router.get("/{run_id}", responses=documented(404), operation_id="get_run")
 @requires(Role.VIEWER)
 async def get_run(request: Request, organization_id: UUID, cron_id: UUID, run_id: UUID) -> RunDetail:
     """Read a run with its attempts, and what it printed."""

@@ -12,6 +12,8 @@ from uuid import UUID
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from cronplane_core import array_literals as arrays
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CronState:
@@ -58,7 +60,7 @@ _STATE = """
 """
 # A deleted cron stays in sight until its last owed fires are claimed.
 _ALL = text(f"{_STATE} WHERE c.deleted_at IS NULL OR j.next_run_time IS NOT NULL OR j.generation < c.generation")
-_BY_ID = text(f"{_STATE} WHERE c.id = ANY(:ids)")
+_BY_ID = text(f"{_STATE} WHERE c.id = ANY(CAST(:ids AS uuid[]))")
 _SNAPSHOT = text("SELECT CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS bigint)")
 _CHANGED = text(
     """
@@ -69,7 +71,7 @@ _CHANGED = text(
 _VERSIONS = text(
     """
     SELECT cron_id, generation, effective_from, cron_expr, tz, enabled
-    FROM scheduler.cron_job_versions WHERE cron_id = ANY(:ids)
+    FROM scheduler.cron_job_versions WHERE cron_id = ANY(CAST(:ids AS uuid[]))
     ORDER BY cron_id, generation
     """
 )
@@ -91,7 +93,7 @@ async def stream_all(connection: AsyncConnection) -> AsyncIterator[CronState]:
 
 async def read_by_id(connection: AsyncConnection, *, cron_ids: Sequence[UUID]) -> list[CronState]:
     """Read the named crons, deleted ones included; those whose row is gone are left out."""
-    return [_state(row) for row in await connection.execute(_BY_ID, {"ids": list(cron_ids)})]
+    return [_state(row) for row in await connection.execute(_BY_ID, {"ids": arrays.uuids(cron_ids)})]
 
 
 async def snapshot(connection: AsyncConnection) -> int:
@@ -108,7 +110,7 @@ async def read_changed(connection: AsyncConnection, *, since: int) -> list[UUID]
 async def read_versions(connection: AsyncConnection, *, cron_ids: Sequence[UUID]) -> dict[UUID, list[StoredVersion]]:
     """Read every version of these crons, oldest first."""
     versions: dict[UUID, list[StoredVersion]] = {cron_id: [] for cron_id in cron_ids}
-    for row in await connection.execute(_VERSIONS, {"ids": list(cron_ids)}):
+    for row in await connection.execute(_VERSIONS, {"ids": arrays.uuids(cron_ids)}):
         versions[row.cron_id].append(
             StoredVersion(
                 cron_id=row.cron_id,
@@ -127,9 +129,9 @@ async def store(connection: AsyncConnection, *, jobs: Sequence[JobState]) -> Non
     await connection.execute(
         _STORE,
         {
-            "ids": [job.id for job in jobs],
-            "generations": [job.generation for job in jobs],
-            "next_run_times": [job.next_run_time for job in jobs],
+            "ids": arrays.uuids(job.id for job in jobs),
+            "generations": arrays.integers(job.generation for job in jobs),
+            "next_run_times": arrays.instants(job.next_run_time for job in jobs),
         },
     )
 

@@ -6,10 +6,10 @@ Each case is named by the words of the page that lists bad input.
 import base64
 import gzip
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -35,7 +35,11 @@ EVERYTHING = """
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A request by an editor and its refusal; `{cron}` in a path is a cron that exists."""
+    """A request by an editor and its refusal.
+
+    In a path, `{cron}` is a cron that exists, `{run}` a run of it, `{other}` another cron, `{deleted}` one that was
+    deleted, and `{stranger}`, `{their_cron}` and `{their_run}` are another organization, its cron and its run.
+    """
 
     line: str
     status: int
@@ -142,7 +146,68 @@ CASES = [
     # 403
     Case(line="a viewer creates", status=403, problem="forbidden", key="viewer", options={"json": BODY}),
     Case(line="an operator creates", status=403, problem="forbidden", key="operator", options={"json": BODY}),
+    # 404
+    *(
+        Case(
+            line=f"another organization's cron: {method} {path}",
+            status=404,
+            problem="not-found",
+            method=method,
+            path=path,
+            options={} if body is None else {"json": body},
+        )
+        for method, path, body in [
+            ("GET", "{their_cron}", None),
+            ("PATCH", "{their_cron}", {"name": "mine"}),
+            ("DELETE", "{their_cron}", None),
+            ("POST", "{their_cron}/pause", None),
+            ("POST", "{their_cron}/resume", None),
+            ("POST", "{their_cron}/trigger", None),
+            ("GET", "{their_cron}/runs", None),
+            ("GET", "{their_cron}/runs/{their_run}", None),
+            ("POST", "/crons/{stranger}", BODY),
+            ("POST", "/crons/{stranger}/preview", BODY),
+            ("GET", "/crons/{stranger}", None),
+            ("GET", "/crons/{stranger}/{cron}", None),
+        ]
+    ),
+    *(
+        Case(
+            line=f"another's run under one's own cron: {run}", status=404, problem="not-found", method="GET", path=path
+        )
+        for run, path in [("a stranger's", "{cron}/runs/{their_run}"), ("another cron's", "{other}/runs/{run}")]
+    ),
+    *(
+        Case(
+            line=f"a deleted cron: {method} {path}",
+            status=404,
+            problem="not-found",
+            method=method,
+            path="{deleted}" + path,
+            options={"json": {"name": "back"}} if method == "PATCH" else {},
+        )
+        for method, path in [
+            ("GET", ""),
+            ("PATCH", ""),
+            ("DELETE", ""),
+            ("POST", "/pause"),
+            ("POST", "/resume"),
+            ("POST", "/trigger"),
+            ("GET", "/runs"),
+        ]
+    ),
     # 405
+    *(
+        Case(line=f"{method} on {path}", status=405, problem="method-not-allowed", method=method, path=path)
+        for method, path in [
+            ("DELETE", ""),
+            ("PUT", "/organizations"),
+            ("PUT", "{cron}/runs"),
+            ("GET", "preview"),
+            ("PATCH", "preview"),
+            ("DELETE", "preview"),
+        ]
+    ),
     Case(line="PUT on a collection", status=405, problem="method-not-allowed", method="PUT", options={"json": BODY}),
     # 409
     Case(
@@ -150,6 +215,19 @@ CASES = [
         status=409,
         problem="conflict",
         options={"json": BODY | {"name": "kept"}},
+    ),
+    Case(
+        line="Idempotency-Key reused with another body",
+        status=409,
+        problem="idempotency-key-reused",
+        options={"json": BODY, "headers": {"Idempotency-Key": "used"}},
+    ),
+    Case(
+        line="Idempotency-Key reused for another route",
+        status=409,
+        problem="idempotency-key-reused",
+        path="preview",
+        options={"json": BODY | {"name": "kept"}, "headers": {"Idempotency-Key": "used"}},
     ),
     # 412
     *(
@@ -208,6 +286,41 @@ CASES = [
     in_query("NUL in another query", entrypoint="\0"),
     written("lone surrogate", "/payload/message", rb'"\ud800"'),
     written("lone surrogate, the second half", "/payload/message", rb'"a \udfff b"'),
+    written("lone surrogate in a key", "/payload/message/?", rb'{"\ud800": 1}'),
+    in_query("NUL in a cursor", cursor="\0"),
+    Case(line="NUL in a path", status=422, pointer="path.cron_id", method="GET", path="%00"),
+    *(
+        Case(
+            line=f"{what} in the name of {whose}",
+            status=422,
+            pointer="/name",
+            path=path,
+            key=key,
+            options={"json": {"name": name} | more},
+        )
+        for whose, path, key, more in [
+            ("an organization", "/organizations", "installation", {}),
+            ("a key", "/organizations/{organization}/keys", "admin", {"role": "viewer"}),
+        ]
+        for what, name in {
+            "NUL": "a\0b",
+            "nothing": "",
+            "blanks": " \u3000 ",
+            "too much": "x" * 201,
+            "bidi characters": "\u202egpj",
+            "control characters": "a\x1b[31mb",
+            "a newline": "two\nlines",
+            "a number": 1,
+        }.items()
+    ),
+    Case(
+        line="a key of an unknown role",
+        status=422,
+        pointer="/role",
+        path="/organizations/{organization}/keys",
+        key="admin",
+        options={"json": {"name": "k", "role": "root"}},
+    ),
     # 422: names
     refused("blank name", "/name", name=" \t "),
     refused("empty name", "/name", name=""),
@@ -254,10 +367,76 @@ CASES = [
     refused("../../etc/passwd", "/tz", tz="../../etc/passwd"),
     refused("+02:00 as zone", "/tz", tz="+02:00"),
     refused("an empty zone", "/tz", tz=""),
+    refused("an absolute path as zone", "/tz", tz="/etc/localtime"),
+    refused("a zone in other letters", "/tz", tz="europe/paris"),
     # 422: entries
     refused("unknown entry", "/entrypoint", entrypoint="nobody_knows"),
     refused("os.system", "/entrypoint", entrypoint="os.system"),
     refused("an empty entry", "/entrypoint", entrypoint=""),
+    # 422: entries that call out
+    *(
+        refused(
+            f"calling out to {line}", "/payload/url", entrypoint="http_request", payload={"url": f"{url}/{MARKER}"}
+        )
+        for line, url in {
+            "a link-local address": "http://169.254.1.1",
+            "a link-local address in IPv6": "http://[fe80::1]",
+            "a link-local address with a zone": "http://[fe80::1%25eth0]",
+            "loopback": "http://127.0.0.1:5432",
+            "the rest of loopback": "https://127.255.255.254",
+            "loopback by name": "http://localhost:8080",
+            "loopback by name, with a dot": "http://LOCALHOST.:8080",
+            "loopback in short": "http://127.1",
+            "loopback as one number": "http://2130706433",
+            "loopback in hexadecimal": "http://0x7f000001",
+            "loopback in octal": "http://0177.0.0.1",
+            "loopback in full-width digits": "http://\uff11\uff12\uff17.0.0.1",
+            "loopback with a dot": "http://127.0.0.1.",
+            "loopback, percent-encoded": "http://127%2e0.0.1",
+            "loopback in IPv6": "http://[0:0:0:0:0:0:0:1]",
+            "loopback, mapped into IPv6": "http://[::ffff:127.0.0.1]",
+            "loopback, mapped in hexadecimal": "http://[::ffff:7f00:1]",
+            "loopback by NAT64": "http://[64:ff9b::7f00:1]",
+            "loopback by 6to4": "http://[2002:7f00:1::]",
+            "this host": "http://0.0.0.0",
+            "this host as one number": "http://0",
+            "any address": "http://[::]",
+            "private, 10": "https://10.0.0.1",
+            "private, 172": "https://172.16.0.1",
+            "private, 192": "https://192.168.0.1",
+            "private in IPv6": "https://[fd00::1]",
+            "private, shared by carriers": "https://100.64.0.1",
+            "metadata": "http://169.254.169.254/latest/meta-data",
+            "metadata in hexadecimal": "http://0xa9fea9fe",
+            "metadata, mapped into IPv6": "http://[::ffff:169.254.169.254]",
+            "metadata in IPv6": "http://[fd00:ec2::254]",
+            "metadata of another cloud": "http://100.100.100.200",
+            "metadata at a public address": "http://168.63.129.16",
+            "a file:": "file:///etc",
+            "a file: with a host": "file://localhost/etc",
+            "a gopher:": "gopher://127.0.0.1:6379",
+            "credentials in the URL": "https://user:password@1.1.1.1",
+            "a user in the URL": "https://user@1.1.1.1",
+            "two hosts in the URL": "http://1.1.1.1\\@127.0.0.1",
+            "CRLF in the URL": "http://1.1.1.1/\r\nHost: localhost",
+        }.items()
+    ),
+    *(
+        refused(
+            f"calling out with {line}",
+            "/payload/headers",
+            entrypoint="http_request",
+            payload={"url": "https://1.1.1.1", "headers": {name: value}},
+        )
+        for line, name, value in [
+            ("CRLF in a header", "X-A", f"{MARKER}\r\nHost: localhost"),
+            ("LF in a header", "X-A", f"{MARKER}\nHost: localhost"),
+            ("CRLF in a header's name", "X-A: a\r\nHost", MARKER),
+            ("a Host override", "Host", MARKER),
+            ("a Host override in lower case", "host", MARKER),
+            ("a Host override with a space", "Host ", MARKER),
+        ]
+    ),
     # 422: policies
     refused("timeout 0", "/timeout", timeout=0),
     refused("timeout -1", "/timeout", timeout=-1),
@@ -296,6 +475,31 @@ CASES = [
         method="GET",
         path="/crons/not-a-uuid",
     ),
+    *(
+        Case(line=f"a non-UUID id: {name}", status=422, pointer="path.cron_id", method="GET", path=written)
+        for name, written in {
+            "a digit short": str(UUID(int=0))[:-1],
+            "full-width digits": str(UUID(int=0)).replace("0", "\uff10"),
+            "Arabic digits": str(UUID(int=0)).replace("0", "\u0660"),
+            "underscores": "0_0" + "0" * 29,
+            "a plus sign": "+" + "0" * 31,
+            "SQL": "' OR 1=1 --",
+        }.items()
+    ),
+    Case(
+        line="an organization in Arabic digits",
+        status=422,
+        pointer="path.organization_id",
+        method="GET",
+        path="/crons/" + str(UUID(int=0)).replace("0", "\u0660"),
+    ),
+    Case(
+        line="a query of 9 KB",
+        status=422,
+        method="GET",
+        options={"params": {"name": "x" * 9000}},
+    ),
+    Case(line="5,000 queries", status=422, method="GET", options={"params": [("limit", "1")] * 5000}),
     Case(line="a non-UUID run", status=422, pointer="path.run_id", method="GET", path="{cron}/runs/1"),
     *(
         Case(
@@ -362,18 +566,32 @@ CASES = [
 
 
 @pytest.fixture
-async def kept(api: Any) -> dict[str, Any]:
-    """A cron that bad input must not touch."""
-    cron: dict[str, Any] = await api.register("kept")
-    return cron
+async def places(api: Any) -> dict[str, str]:
+    """Ids of what is there, which bad input must not touch."""
+    kept = await api.call("POST", "", json=BODY | {"name": "kept"}, headers={"Idempotency-Key": "used"})
+    other, deleted = await api.register("other"), await api.register("deleted")
+    run = await api.call("POST", f"{kept.json()['id']}/trigger")
+    await api.call("DELETE", deleted["id"])
+    theirs = await api.call("POST", f"/crons/{api.stranger_id}", key="stranger", json=BODY)
+    their_run = await api.call("POST", f"{theirs.headers['location']}/trigger", key="stranger")
+    return {
+        "organization": str(api.organization_id),
+        "cron": kept.json()["id"],
+        "run": run.json()["id"],
+        "other": other["id"],
+        "deleted": deleted["id"],
+        "stranger": str(api.stranger_id),
+        "their_cron": theirs.json()["id"],
+        "their_run": their_run.json()["id"],
+    }
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.line)
 async def test_bad_input_is_refused_and_leaves_nothing_behind(
-    api: Any, database: Any, kept: dict[str, Any], case: Case
+    api: Any, database: Any, places: dict[str, str], capfd: pytest.CaptureFixture[str], case: Case
 ) -> None:
     before = database.execute(EVERYTHING)
-    answer = await api.call(case.method, case.path.format(cron=kept["id"]), key=case.key, **case.options)
+    answer = await api.call(case.method, case.path.format(**places), key=case.key, **case.options)
     assert (answer.status_code, answer.headers["content-type"]) == (case.status, "application/problem+json"), (
         answer.text
     )
@@ -385,17 +603,27 @@ async def test_bad_input_is_refused_and_leaves_nothing_behind(
     if case.pointer is not None:
         assert case.pointer in [error["pointer"] for error in problem["errors"]]
     assert MARKER not in answer.text
+    assert MARKER not in "".join(capfd.readouterr())
     assert database.execute(EVERYTHING) == before
 
 
-async def test_each_refusal_is_one_that_the_description_of_the_api_names(api: Any, kept: dict[str, Any]) -> None:
-    operations = {"": "/crons/{organization_id}", "preview": "/crons/{organization_id}/preview"}
-    paths = api.application.openapi()["paths"]
+def test_each_refusal_is_one_that_the_description_of_the_api_names(api: Any) -> None:
+    described = {
+        (method.upper(), path): set(operation["responses"])
+        for path, operations in api.application.openapi()["paths"].items()
+        for method, operation in operations.items()
+    }
     for case in CASES:
-        path = case.path.replace("{cron}", "/crons/{organization_id}/{cron_id}").replace("/runs/1", "/runs/{run_id}")
-        template = operations.get(path, path)
-        if case.method.lower() in paths.get(template, {}):
-            assert str(case.status) in paths[template][case.method.lower()]["responses"], case.line
+        if case.status != 405:
+            assert str(case.status) in described[case.method, operation_path(case.path)], case.line
+
+
+def operation_path(path: str) -> str:
+    """Give the path of the description that a case's path belongs to."""
+    _, first, *parts = (path if path.startswith("/") else f"/crons/x/{path}").rstrip("/").split("/")
+    names = ["{organization_id}", "{cron_id}" if first == "crons" else "keys", "runs", "{run_id}"]
+    words = {"preview", "pause", "resume", "trigger"}
+    return "/".join(["", first, *(part if part in words else name for part, name in zip(parts, names, strict=False))])
 
 
 async def test_a_revoked_key_is_refused(api: Any) -> None:
@@ -498,6 +726,25 @@ NESTED = st.recursive(
     lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=8), children, max_size=4),
     max_leaves=12,
 )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda n: b"{" + b",".join(b'"%x":0' % i for i in range(n)) + b"}",
+        lambda n: b'{"payload":[' + b",".join([b'"\\u0000"'] * n) + b"]}",
+        lambda n: b'{"' + b"n" * 5 * n + b'":[' + b",".join([b'"\\u0000"'] * n) + b"]}",
+        lambda n: b'{"' + b"n" * 12 * n + b'":0}',
+    ],
+    ids=["names", "NULs", "NULs below a long name", "one long name"],
+)
+async def test_a_body_that_is_wrong_in_thousands_of_places_gets_a_short_answer(
+    api: Any, body: Callable[[int], bytes]
+) -> None:
+    answer = await api.call("POST", "", content=body(4000), headers=JSON)
+    assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
+    assert 1 <= len(answer.json()["errors"]) <= 100
+    assert len(answer.content) < LIMIT
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from cronplane_api.errors import ProblemError
 from cronplane_api.strict_json import DEEPEST_NESTING, MOST_DIGITS, parse, pointer
+from cronplane_entries.invocation import MOST_ERRORS
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 VALUES = st.recursive(
@@ -121,6 +122,10 @@ def test_what_postgresql_cannot_keep_is_pointed_at(text: str, place: str) -> Non
     error = refusal(text.encode())
     assert error.problem.status == 422
     assert [detail.pointer for detail in error.errors] == [place]
+
+
+def test_no_more_errors_are_named_than_anybody_reads() -> None:
+    assert len(refusal(b"[" + b",".join([rb'"\u0000"'] * 8000) + b"]").errors) == MOST_ERRORS
 
 
 def test_a_pair_of_surrogates_is_one_character() -> None:
