@@ -4,12 +4,24 @@ Each role reads only the class it needs, so that a missing setting of another ro
 """
 
 import enum
+import re
 from datetime import timedelta
 from typing import Annotated
 
-from pydantic import Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+
+def _seconds(written: object) -> object:
+    """Read a plain number as seconds; anything else is for pydantic to read."""
+    if isinstance(written, str) and _NUMBER.fullmatch(written):
+        return timedelta(seconds=float(written))
+    return written
+
+
+_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?", re.ASCII)
+# In the environment a number of seconds, such as 20 or 0.5, or a duration as ISO 8601 writes it, such as PT20S.
+Duration = Annotated[timedelta, BeforeValidator(_seconds)]
 _CONFIG = SettingsConfigDict(env_prefix="CRONPLANE_", extra="ignore", frozen=True)
 
 
@@ -59,21 +71,21 @@ class ApiSettings(DatabaseSettings):
         min_length=32, description="the secret that may create organizations and keys, and that signs cursors"
     )
     body_limit: int = Field(default=64 * 1024, ge=1024, le=16 * 1024 * 1024, description="bytes of a request's body")
-    body_timeout: timedelta = Field(
+    body_timeout: Duration = Field(
         default=timedelta(seconds=20),
         gt=timedelta(0),
         description="how long a request's body may take to arrive, whole",
     )
-    head_timeout: timedelta = Field(
+    head_timeout: Duration = Field(
         default=timedelta(seconds=20), gt=timedelta(0), description="how long a connection may stay without a request"
     )
     connection_limit: int = Field(
         default=1000, ge=1, description="connections at once; a request on one more is answered with 503"
     )
-    shutdown_grace: timedelta = Field(
+    shutdown_grace: Duration = Field(
         default=timedelta(seconds=25), ge=timedelta(seconds=1), description="how long requests may finish after SIGTERM"
     )
-    minimum_interval: Annotated[timedelta, Field(ge=timedelta(seconds=60))] = Field(
+    minimum_interval: Annotated[Duration, Field(ge=timedelta(seconds=60))] = Field(
         default=timedelta(seconds=60), description="shortest gap allowed between two fires of a cron"
     )
     cron_quota: int = Field(
@@ -90,16 +102,16 @@ class RunnerSettings(DatabaseSettings):
 
     workers: int = Field(default=2, ge=1, le=256, description="worker processes kept ready for in-process entries")
     max_workers: int = Field(default=16, ge=1, le=1024, description="worker processes at most, while some are blocked")
-    lease_duration: timedelta = Field(
+    lease_duration: Duration = Field(
         default=timedelta(seconds=15), ge=timedelta(seconds=3), description="how long a silent leader stays leader"
     )
-    resync_interval: timedelta = Field(
+    resync_interval: Duration = Field(
         default=timedelta(seconds=1), description="how often the runner reads what changed in the table"
     )
-    comparison_interval: timedelta = Field(
+    comparison_interval: Duration = Field(
         default=timedelta(minutes=5), description="how often the runner compares the whole table"
     )
-    drain_grace: timedelta = Field(
+    drain_grace: Duration = Field(
         default=timedelta(seconds=25), description="how long running entries may finish after SIGTERM"
     )
     runner_pool_size: int = Field(default=6, ge=4, le=50, description="connections to PostgreSQL at most")
