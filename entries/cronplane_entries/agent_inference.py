@@ -22,7 +22,14 @@ from cronplane_entries.core import (
     RegistrationContext,
     RegistrationRefusedError,
 )
-from cronplane_entries.http_exchange import ExchangeError, ExchangeTimeoutError, HttpReply, HttpRequest, exchange
+from cronplane_entries.http_exchange import (
+    ExchangeError,
+    ExchangeTimeoutError,
+    HttpReply,
+    HttpRequest,
+    check_ca_file,
+    exchange,
+)
 from cronplane_entries.http_secrets import blot_out
 from cronplane_entries.http_target import HttpTarget, TargetError, parse_target
 from cronplane_entries.invocation import MAXIMUM_RESULT_BYTES, ResultInvalidError, encode_result
@@ -205,7 +212,7 @@ def read_settings(settings: Mapping[str, str]) -> AgentBackend | None:
         base=_base(settings["base_url"]),
         api_key=_api_key(settings["api_key"]),
         timeout_seconds=_timeout(settings.get("timeout_seconds", str(DEFAULT_TIMEOUT_SECONDS))),
-        ca_file=_ca_file(settings.get("ca_file")),
+        ca_file=Path(settings["ca_file"]) if settings.get("ca_file") else None,
     )
 
 
@@ -238,17 +245,11 @@ def _timeout(text: str) -> float:
     return seconds
 
 
-def _ca_file(text: str | None) -> Path | None:
-    if not text:
-        return None
-    if not Path(text).is_file():
-        raise ValueError("CA_FILE names no file")
-    return Path(text)
-
-
 def check_settings(settings: Mapping[str, str]) -> None:
     """Refuse settings that are wrong, when a process starts."""
-    read_settings(settings)
+    backend = read_settings(settings)
+    if backend is not None and backend.ca_file is not None:
+        check_ca_file(backend.ca_file)
 
 
 async def validate_registration(payload: UserPayload, *, context: RegistrationContext) -> ExecutionPayload:

@@ -85,7 +85,7 @@ class Services:
     under `<key>` in lower case, as it was when the process started.
     """
 
-    settings: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ def read_entry_settings(environment: Mapping[str, str], registry: CronRegistry) 
     """Give the settings of every entry that has some: names and keys in lower case.
 
     Raises:
-        InvalidSettingsError: an entry refuses its settings.
+        InvalidSettingsError: a setting is not UTF-8, or an entry refuses its settings.
 
     """
     settings = _by_entry(environment, [str(name) for name in registry])
@@ -44,6 +44,15 @@ def _by_entry(environment: Mapping[str, str], names: Iterable[str]) -> dict[str,
         for name in longest_first:
             prefix = f"{PREFIX}{name.upper()}_"
             if variable.startswith(prefix) and variable != prefix:
+                _check_is_text(variable, value)
                 found.setdefault(name, {})[variable.removeprefix(prefix).lower()] = value
                 break
     return found
+
+
+def _check_is_text(variable: str, value: str) -> None:
+    """Refuse bytes that Python keeps as lone surrogates (PEP 383), which cannot be handed on to a worker."""
+    try:
+        (variable + value).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidSettingsError(f"The variable {ascii(variable)[1:-1]} is not UTF-8") from error

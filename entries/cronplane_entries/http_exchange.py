@@ -5,9 +5,10 @@ entry asks for is all that happens. What a server or a library says is not repea
 """
 
 import asyncio
+import logging
 import ssl
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -26,6 +27,11 @@ _OWN_HEADERS = (
     ("Accept-Encoding", "identity"),
     ("Connection", "close"),
 )
+# Methods whose requests have a body, so that one without says so (RFC 9110, section 8.6).
+_WITH_CONTENT = frozenset({"POST", "PUT", "PATCH"})
+# These write every header at level debug, credentials among them, and any entry can turn that level on.
+for _name in ("httpcore2.connection", "httpcore2.http11"):
+    logging.getLogger(_name).addFilter(lambda _: False)
 ErrorT = TypeVar("ErrorT", bound=Exception)
 
 
@@ -51,8 +57,8 @@ class HttpRequest:
 
     method: str
     target: HttpTarget
-    headers: tuple[tuple[str, str], ...] = ()
-    content: bytes | None = None
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    content: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +66,8 @@ class HttpReply:
     """What came back: header names in lower case; `body` as it was sent, and whether that is the whole of it."""
 
     status: int
-    headers: tuple[tuple[str, str], ...]
-    body: bytes
+    headers: tuple[tuple[str, str], ...] = field(repr=False)
+    body: bytes = field(repr=False)
     is_whole: bool
 
     def header(self, name: str) -> str | None:
@@ -86,6 +92,7 @@ async def exchange(
         ExchangeTimeoutError: it took too long.
         UnreachableError: no connection came about, or its certificate is not trusted.
         AnswerUnreadableError: the answer is not HTTP, or it broke off.
+        ExchangeError: `ca_file` cannot be read, or the request cannot be written.
 
     """
     try:
@@ -100,22 +107,38 @@ async def exchange(
         raise UnreachableError(_why_unreachable(error)) from error
     except (httpcore2.NetworkError, httpcore2.RemoteProtocolError) as error:
         raise AnswerUnreadableError("The server broke the connection off, or its answer is not HTTP") from error
+    except ssl.SSLError as error:
+        message = "The server ended TLS with an error after the handshake; it may want a client's certificate"
+        raise AnswerUnreadableError(message) from error
     except httpcore2.LocalProtocolError as error:
         raise ExchangeError("The request cannot be written as HTTP; look at its headers") from error
+
+
+def check_ca_file(ca_file: Path) -> None:
+    """Find out whether a file has certificates (PEM) that can be trusted.
+
+    Raises:
+        ValueError: it has none, or cannot be read.
+
+    """
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(ca_file)
+    except OSError as error:
+        raise ValueError("CA_FILE names no file of certificates (PEM) that can be read") from error
 
 
 async def _exchange(
     request: HttpRequest, *, most_bytes: int, network: httpcore2.AsyncNetworkBackend | None, ca_file: Path | None
 ) -> HttpReply:
     # On platforms without certificates a context is only made for those who need one.
-    context = _ssl_context(ca_file) if request.target.scheme == "https" else None
+    context = _trusting(ca_file) if request.target.scheme == "https" else None
     async with (
         httpcore2.AsyncConnectionPool(ssl_context=context, network_backend=network, http2=False) as pool,
         pool.stream(
             request.method,
             _url(request.target),
             headers=list(_headers(request)),
-            content=request.content,
+            content=_content(request),
             extensions={"timeout": {"connect": CONNECT_SECONDS}},
         ) as response,
     ):
@@ -133,6 +156,10 @@ async def _read(response: httpcore2.Response, most_bytes: int) -> tuple[bytes, b
     return bytes(body), True
 
 
+def _content(request: HttpRequest) -> bytes | None:
+    return b"" if request.content is None and request.method in _WITH_CONTENT else request.content
+
+
 def _url(target: HttpTarget) -> httpcore2.URL:
     return httpcore2.URL(
         scheme=target.scheme.encode(), host=target.host.encode(), port=target.port, target=target.path.encode()
@@ -147,6 +174,13 @@ def _headers(request: HttpRequest) -> Iterator[tuple[bytes, bytes]]:
             yield name.encode(), value.encode()
     for name, value in request.headers:
         yield name.encode(), value.encode()
+
+
+def _trusting(ca_file: Path | None) -> ssl.SSLContext:
+    try:
+        return _ssl_context(ca_file)
+    except OSError as error:
+        raise ExchangeError("The certificates to trust cannot be read; tell the administrator") from error
 
 
 @lru_cache(maxsize=8)

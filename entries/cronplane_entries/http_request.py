@@ -9,7 +9,7 @@ import codecs
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from uuid import UUID
@@ -26,7 +26,13 @@ from cronplane_entries.core import (
     RegistrationContext,
     RegistrationRefusedError,
 )
-from cronplane_entries.http_exchange import ExchangeTimeoutError, HttpReply, HttpRequest, exchange
+from cronplane_entries.http_exchange import (
+    ExchangeTimeoutError,
+    HttpReply,
+    HttpRequest,
+    check_ca_file,
+    exchange,
+)
 from cronplane_entries.http_secrets import (
     REFERENCE_PATTERN,
     HttpSecrets,
@@ -83,7 +89,9 @@ _HARMLESS_HEADERS = frozenset(
 )
 _CONTENT_HEADERS = frozenset({"content-type", "content-language"})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_CHARSETS = frozenset({"utf-8", "us-ascii", "iso-8859-1", "iso-8859-15", "windows-1252", "utf-16"})
+_CHARSETS = frozenset(
+    {"utf-8", "us-ascii", "iso-8859-1", "iso-8859-15", "windows-1252", "utf-16", "utf-16le", "utf-16be"}
+)
 _CHARSET = re.compile(r';\s*charset\s*=\s*"?([A-Za-z0-9_-]+)', re.ASCII | re.IGNORECASE)
 
 
@@ -97,6 +105,10 @@ class UnexpectedStatusError(HttpRequestError):
 
 class TooManyRedirectsError(HttpRequestError):
     """The server redirected more often than the payload allows."""
+
+
+class RedirectRefusedError(HttpRequestError):
+    """The server redirects to another origin with a secret in the address."""
 
 
 def _check_url(url: str) -> str:
@@ -139,7 +151,7 @@ class UserPayload(BaseUserPayload):
         default_factory=list, max_length=MOST_KEPT_HEADERS, description="headers of the answer to keep in the result"
     )
     kept_body_bytes: int = Field(
-        default=16 * 1024, ge=0, le=MOST_BODY_BYTES, description="how much of the answer's body to keep"
+        default=16 * 1024, ge=0, le=MOST_BODY_BYTES, description="how much of the answer's body to keep, in UTF-8"
     )
     max_redirects: int = Field(default=5, ge=0, le=10, description="how many redirects to follow")
     timeout_seconds: float = Field(default=30.0, gt=0.0, le=3600.0, description="for all of it, redirects included")
@@ -236,17 +248,17 @@ def read_settings(settings: Mapping[str, str]) -> Outbound:
         allowed = parse_allowed_hosts(settings.get("allowed_hosts", ""))
     except ValueError as error:
         raise ValueError(f"ALLOWED_HOSTS: {error}") from error
-    ca_file = Path(settings["ca_file"]) if settings.get("ca_file") else None
-    if ca_file is not None and not ca_file.is_file():
-        raise ValueError("CA_FILE names no file")
     return Outbound(
-        guard=OutboundGuard(allowed=allowed), secrets=read_secrets(settings, cleartext=allowed), ca_file=ca_file
+        guard=OutboundGuard(allowed=allowed),
+        secrets=read_secrets(settings, cleartext=allowed),
+        ca_file=Path(settings["ca_file"]) if settings.get("ca_file") else None,
     )
 
 
 def check_settings(settings: Mapping[str, str]) -> None:
     """Refuse settings that are wrong, when a process starts."""
-    read_settings(settings)
+    if ca_file := read_settings(settings).ca_file:
+        check_ca_file(ca_file)
 
 
 async def validate_registration(payload: UserPayload, *, context: RegistrationContext) -> ExecutionPayload:
@@ -282,7 +294,7 @@ async def execute(payload: ExecutionPayload, *, context: ExecutionContext) -> di
     )
     try:
         async with asyncio.timeout(request.timeout_seconds):
-            reply = await _follow(first, request, outbound, longest=longest_spelling(secrets.values()))
+            reply = await _follow(first, request, outbound, secrets=secrets)
     except TimeoutError as error:
         message = f"The server did not answer within {request.timeout_seconds:g} s"
         raise ExchangeTimeoutError(message) from error
@@ -305,40 +317,48 @@ def _headers(request: UserPayload, secrets: Mapping[str, str], *, run_id: UUID) 
         yield name, f"{value.prefix}{secrets[name]}" if isinstance(value, SecretReference) else value
 
 
-async def _follow(sent: HttpRequest, payload: UserPayload, outbound: Outbound, *, longest: int) -> HttpReply:
-    """Send a request and what redirects make of it."""
+async def _follow(
+    sent: HttpRequest, payload: UserPayload, outbound: Outbound, *, secrets: Mapping[str, str]
+) -> HttpReply:
+    """Send a request and what redirects make of it; `secrets` are values by the headers that they are in."""
     network: httpcore2.AsyncNetworkBackend = GuardedNetwork(outbound.guard)
     for _ in range(payload.max_redirects + 1):
         reply = await exchange(
             sent,
             within=payload.timeout_seconds,
             # So much more that no secret is cut in two where the body ends.
-            most_bytes=payload.kept_body_bytes + longest,
+            most_bytes=payload.kept_body_bytes + longest_spelling(secrets.values()),
             network=network,
             ca_file=outbound.ca_file,
         )
         location = reply.header("location")
         if reply.status not in _REDIRECTS or location is None or payload.max_redirects == 0:
             return reply
-        sent = _redirected(sent, status=reply.status, location=location)
+        sent = _redirected(sent, status=reply.status, location=location, secrets=secrets)
     raise TooManyRedirectsError(f"The server redirected more than {payload.max_redirects} times")
 
 
-def _redirected(sent: HttpRequest, *, status: int, location: str) -> HttpRequest:
+def _redirected(sent: HttpRequest, *, status: int, location: str, secrets: Mapping[str, str]) -> HttpRequest:
     """Give the request that a redirect asks for (RFC 9110, section 15.4)."""
     target = sent.target.follow(location)
-    becomes_get = (status == 303 and sent.method != "HEAD") or (status in {301, 302} and sent.method == "POST")  # noqa: PLR2004 - the statuses' own numbers
-    kept = sent.headers
     if target.origin != sent.target.origin:
-        kept = tuple((name, value) for name, value in kept if name.lower() in _HARMLESS_HEADERS)
-    if becomes_get:
-        kept = tuple((name, value) for name, value in kept if name.lower() not in _CONTENT_HEADERS)
-    return HttpRequest(
-        method="GET" if becomes_get else sent.method,
-        target=target,
-        headers=kept,
-        content=None if becomes_get else sent.content,
-    )
+        sent = _without_credentials(sent, target=target, secrets=secrets)
+    becomes_get = (status == 303 and sent.method != "HEAD") or (status in {301, 302} and sent.method == "POST")  # noqa: PLR2004 - the statuses' own numbers
+    if not becomes_get:
+        return replace(sent, target=target)
+    headers = tuple((name, value) for name, value in sent.headers if name.lower() not in _CONTENT_HEADERS)
+    return HttpRequest(method="GET", target=target, headers=headers)
+
+
+def _without_credentials(sent: HttpRequest, *, target: HttpTarget, secrets: Mapping[str, str]) -> HttpRequest:
+    """Leave out what another origin must not see, and refuse to tell it in the address what a header told before."""
+    address = target.url.encode()
+    if blot_out(address, secrets.values()) != address:
+        raise RedirectRefusedError(
+            "The server redirects to another origin with a secret in the address; that is refused"
+        )
+    kept = [header for header in sent.headers if header[0].lower() in _HARMLESS_HEADERS and header[0] not in secrets]
+    return replace(sent, headers=tuple(kept))
 
 
 def _is_expected(status: int, expected: list[int] | None) -> bool:
@@ -356,19 +376,20 @@ class _Answer:
 
     @classmethod
     def read(cls, reply: HttpReply, request: UserPayload, *, secrets: tuple[str, ...]) -> Self:
-        body = blot_out(reply.body, secrets)
+        body = blot_out(_decode(reply).encode(), secrets)
         if not reply.is_whole:
             # What was not read may be the rest of a secret whose beginning was.
-            body = body[: len(body) - longest_spelling(secrets)]
+            body = body[: max(len(body) - longest_spelling(secrets), 0)]
         kept = body[: request.kept_body_bytes]
-        text, fits = _fit(_decode(kept, reply.header("content-type") or "", is_whole=len(kept) == len(body)))
+        # What PostgreSQL cannot keep becomes a replacement character.
+        text, fits = _fit(kept.decode(errors="ignore").replace("\0", "\ufffd"))
         return cls(
             status=reply.status,
             headers={
                 name: value for name in request.kept_headers if (value := _kept(reply, name, secrets)) is not None
             },
             body=text,
-            is_truncated=not (reply.is_whole and fits and len(kept) == len(body)),
+            is_truncated=not (reply.is_whole and fits and len(kept) == len(body)) or _is_packed(reply),
         )
 
     def result(self) -> dict[str, object]:
@@ -387,12 +408,21 @@ def _kept(reply: HttpReply, name: str, secrets: tuple[str, ...]) -> str | None:
     return blot_out(value.encode(), secrets).decode(errors="replace")[:_LONGEST_KEPT_VALUE]
 
 
-def _decode(body: bytes, content_type: str, *, is_whole: bool) -> str:
-    """Read text leniently; what PostgreSQL cannot keep becomes a replacement character."""
-    named = _CHARSET.search(content_type)
+def _decode(reply: HttpReply) -> str:
+    """Read a body as text, leniently; nothing of one that is packed, in which a secret could not be found."""
+    if _is_packed(reply):
+        return ""
+    named = _CHARSET.search(reply.header("content-type") or "")
     charset = named[1].lower() if named and named[1].lower() in _CHARSETS else "utf-8"
-    decoder = codecs.getincrementaldecoder(charset)(errors="replace")
-    return decoder.decode(body, final=is_whole).replace("\0", "\ufffd")
+    if charset == "utf-16" and not reply.body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        # Python raises an error then, leniently or not; the Encoding Standard says which it is.
+        charset = "utf-16le"
+    return codecs.getincrementaldecoder(charset)(errors="replace").decode(reply.body, final=reply.is_whole)
+
+
+def _is_packed(reply: HttpReply) -> bool:
+    """Say whether a server has packed the body although it was asked not to."""
+    return reply.header("content-encoding") not in {None, "", "identity"}
 
 
 def _fit(text: str) -> tuple[str, bool]:

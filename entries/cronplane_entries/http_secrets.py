@@ -4,10 +4,13 @@ A payload holds a secret's name only. Its value is read when a request is about 
 those it is bound to; it is never stored, and whatever a server repeats of it is blotted out.
 """
 
+import html
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from array import array
+from base64 import b64decode
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,6 +28,13 @@ BLOT = b"[secret]"
 _HTTPS = 443
 _LONGEST_VALUE = 8192
 _SHORTEST_PART = 8
+_SEPARATORS = re.compile(r"[\s,;\"']+", re.ASCII)
+_ASSIGNMENT = re.compile(r"[=:]", re.ASCII)
+# One character as URLs, JSON, programs and HTML escape it; and the other half of one in UTF-16.
+_ESCAPED = re.compile(
+    rb"(?:%|\\u00|\\x)([0-9a-f]{2})|(&(?:#[0-9]{1,6}|#x[0-9a-f]{1,6}|[a-z]{2,6});)|\\([!-~])|\0", re.IGNORECASE
+)
+_LONGEST_ESCAPED = 10
 _HEADER_VALUE = re.compile(r"[!-~]([ -~\t]*[!-~])?", re.ASCII)
 
 
@@ -74,7 +84,7 @@ class HttpSecrets:
     """
 
     declarations: Mapping[str, _Declaration]
-    settings: Mapping[str, str]
+    settings: Mapping[str, str] = field(repr=False)
     cleartext: frozenset[tuple[str, int]]
 
     def check(self, name: str, *, organization_id: UUID, target: HttpTarget) -> None:
@@ -121,26 +131,78 @@ def read_secrets(settings: Mapping[str, str], *, cleartext: frozenset[tuple[str,
 
 
 def blot_out(text: bytes, secrets: Iterable[str]) -> bytes:
-    """Remove secrets from what a server said: as they were sent, and as JSON or a URL would write them."""
-    for secret in secrets:
-        for spelling in sorted(_spellings(secret), key=len, reverse=True):
-            text = text.replace(spelling, BLOT)
-    return text
+    """Remove secrets from what a server said: as they were sent, in either case, and with characters escaped."""
+    confidential = {part for secret in secrets for part in _confidential(secret)}
+    if not confidential:
+        return text
+    # What stands right before a secret may look like the beginning of an escape, so what is usual is looked for first.
+    text = _any_of(spelling for part in confidential for spelling in _usual_spellings(part)).sub(BLOT, text)
+    return _blot_out_escaped(text, _any_of(confidential))
 
 
 def longest_spelling(secrets: Iterable[str]) -> int:
     """Give how many bytes the longest spelling takes that `blot_out` looks for."""
-    return max((len(spelling) for secret in secrets for spelling in _spellings(secret)), default=0)
+    return max((len(secret) * _LONGEST_ESCAPED for secret in secrets), default=0)
 
 
-def _spellings(secret: str) -> set[bytes]:
-    # A server may repeat a credential without the scheme before it.
-    parts = [part for part in secret.split() if len(part) >= _SHORTEST_PART]
-    return {
-        spelling.encode()
-        for text in (secret, *parts)
-        for spelling in (text, json.dumps(text)[1:-1], text.replace("/", "\\/"), quote(text, safe=""))
-    }
+def _any_of(texts: Iterable[str]) -> re.Pattern[bytes]:
+    longest_first = sorted(texts, key=len, reverse=True)
+    return re.compile(b"|".join(re.escape(text.encode()) for text in longest_first), re.IGNORECASE)
+
+
+def _confidential(secret: str) -> Iterator[str]:
+    """Yield what gives a credential away: itself, and what a server may repeat of it without its surroundings."""
+    yield secret
+    decoded = [_from_base64(part) for part in secret.split()]
+    for part in _SEPARATORS.split(" ".join([secret, *decoded])):
+        for text in (part, _ASSIGNMENT.split(part, maxsplit=1)[-1]):
+            if len(text) >= _SHORTEST_PART:
+                yield text
+
+
+def _from_base64(text: str) -> str:
+    """Read name and password as they are sent (RFC 7617, section 2); anything else is nothing."""
+    try:
+        decoded = b64decode(text, validate=True).decode("ascii")
+    except ValueError:
+        return ""
+    return decoded if ":" in decoded else ""
+
+
+def _usual_spellings(text: str) -> set[str]:
+    return {text, json.dumps(text)[1:-1], text.replace("/", "\\/"), quote(text, safe="")}
+
+
+def _blot_out_escaped(text: bytes, confidential: re.Pattern[bytes]) -> bytes:
+    plain, places = _unescaped(text)
+    kept, end = bytearray(), 0
+    for found in confidential.finditer(plain):
+        kept += text[end : places[found.start()]] + BLOT
+        end = places[found.end()]
+    return bytes(kept) + text[end:]
+
+
+def _unescaped(text: bytes) -> tuple[bytes, Sequence[int]]:
+    """Give a text without its escapes; and for each byte of that, and for its end, where it stands in the text."""
+    plain, places, end = bytearray(), array("L"), 0
+    for found in _ESCAPED.finditer(text):
+        character = _character(found)
+        plain += text[end : found.start()] + character
+        places.extend(range(end, found.start()))
+        places.extend([found.start()] * len(character))
+        end = found.end()
+    plain += text[end:]
+    places.extend(range(end, len(text) + 1))
+    return bytes(plain), places
+
+
+def _character(escaped: re.Match[bytes]) -> bytes:
+    hexadecimal, entity, after_backslash = escaped.groups()
+    if hexadecimal:
+        return bytes.fromhex(hexadecimal.decode())
+    if entity:
+        return html.unescape(entity.decode()).encode(errors="replace")
+    return after_backslash or b""
 
 
 @lru_cache(maxsize=8)

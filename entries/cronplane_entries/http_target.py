@@ -63,8 +63,11 @@ class HttpTarget:
         """
         try:
             return parse_target(urljoin(self.url, location))
-        except ValueError as error:
+        except TargetError as error:
             raise TargetError(f"the server redirects to an address that is refused: {error}") from error
+        except ValueError as error:
+            # Python's own words would repeat the server's.
+            raise TargetError("the server redirects to an address that is refused: it is no URL") from error
 
 
 def parse_target(url: str) -> HttpTarget:

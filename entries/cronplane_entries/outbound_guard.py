@@ -8,17 +8,17 @@ import asyncio
 import re
 import socket
 from collections.abc import Awaitable, Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from threading import BoundedSemaphore, Thread
 
 import httpcore2
 
 from cronplane_entries.core import EntryError
 from cronplane_entries.http_target import TargetError, parse_target
 
-_PORT = re.compile(r":[0-9]+\Z", re.ASCII)
+_WITH_PORT = re.compile(r"[^/?#]*:[0-9]+", re.ASCII)
 Address = IPv4Address | IPv6Address
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
@@ -55,8 +55,9 @@ _REFUSED_IPV6 = tuple(
         "3fff::/20",  # documentation
     )
 )
-# Threads of their own: a name server that does not answer holds up other look-ups, and nothing else.
-_RESOLVERS = ThreadPoolExecutor(max_workers=16, thread_name_prefix="resolver")
+# The system's resolver cannot be interrupted, and a name server that does not answer holds it for a minute or so.
+_MOST_LOOK_UPS = 64
+_LOOK_UPS = BoundedSemaphore(_MOST_LOOK_UPS)
 # Networks without IPv4 of their own reach it by these (RFC 6052, section 2.1).
 _NAT64 = IPv6Network("64:ff9b::/96")
 
@@ -73,15 +74,33 @@ async def resolve_by_system(host: str, port: int) -> list[str]:
     """Ask the system's resolver; gives addresses as text.
 
     Raises:
-        UnresolvedError: there is none.
+        UnresolvedError: there is none, or too many look-ups have got no answer yet.
 
     """
-    look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found: Future[list[str]] = Future()
+    if not _LOOK_UPS.acquire(blocking=False):
+        raise UnresolvedError("The name servers have not answered for too many names; try again in a minute")
     try:
-        found = await asyncio.get_running_loop().run_in_executor(_RESOLVERS, look_up)
+        # No pool of threads: a process waits for those of a pool before it ends.
+        Thread(target=_look_up, args=(host, port, found), name="resolver", daemon=True).start()
+    except RuntimeError as error:
+        _LOOK_UPS.release()
+        raise UnresolvedError(f"No thread is left to resolve the name {host}") from error
+    try:
+        return await asyncio.wrap_future(found)
     except (OSError, UnicodeError) as error:
         raise UnresolvedError(f"The name {host} cannot be resolved") from error
-    return [str(address[4][0]) for address in found]
+
+
+def _look_up(host: str, port: int, found: Future[list[str]]) -> None:
+    try:
+        if found.set_running_or_notify_cancel():
+            addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found.set_result([str(address[4][0]) for address in addresses])
+    except (OSError, UnicodeError) as error:
+        found.set_exception(error)
+    finally:
+        _LOOK_UPS.release()
 
 
 def is_public(address: Address) -> bool:
@@ -174,6 +193,6 @@ def _host_and_port(text: str) -> tuple[str, int]:
         target = parse_target(f"http://{text}/")
     except TargetError as error:
         raise ValueError(f"{text!r} is not host:port ({error})") from error
-    if not _PORT.search(text) or target.path != "/":
+    if not _WITH_PORT.fullmatch(text):
         raise ValueError(f"{text!r} is not host:port, such as example.org:443 or [2001:db8::1]:80")
     return target.host, target.port

@@ -375,9 +375,7 @@ CASES = [
     refused("an empty entry", "/entrypoint", entrypoint=""),
     # 422: entries that call out
     *(
-        refused(
-            f"calling out to {line}", "/payload/url", entrypoint="http_request", payload={"url": f"{url}/{MARKER}"}
-        )
+        refused(f"calling out to {line}", "/payload/url", entrypoint="http_request", payload={"url": f"{url}/{MARKER}"})
         for line, url in {
             "a link-local address": "http://169.254.1.1",
             "a link-local address in IPv6": "http://[fe80::1]",

@@ -6,6 +6,7 @@ import secrets
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import trustme
 
 from cronplane_entries.http_exchange import (
     AnswerUnreadableError,
+    ExchangeError,
     ExchangeTimeoutError,
     HttpRequest,
     UnreachableError,
@@ -168,6 +170,19 @@ async def test_of_an_endless_body_no_more_is_read_than_asked_for(server: Server,
     assert (len(reply.body), reply.is_whole) == (25_000, False)
 
 
+async def test_answers_that_only_announce_the_answer_are_passed_over_while_there_is_time(server: Server) -> None:
+    async def announce(_: Received, writer: asyncio.StreamWriter) -> None:
+        while True:
+            writer.write(b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n" * 100)
+            await writer.drain()
+
+    server.handlers["/endless"] = announce
+    server.send("/few", b"HTTP/1.1 100 Continue\r\n\r\n" * 10 + b"HTTP/1.1 204 No Content\r\n\r\n")
+    assert (await exchange(get(server.url("/few")), within=HANG_GUARD, most_bytes=100)).status == 204
+    with pytest.raises(ExchangeTimeoutError):
+        await exchange(get(server.url("/endless")), within=0.1, most_bytes=100)
+
+
 async def test_an_answer_that_does_not_come_is_a_time_out(server: Server) -> None:
     async def never(_: Received, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel")
@@ -188,8 +203,36 @@ async def test_an_answer_that_does_not_come_is_a_time_out(server: Server) -> Non
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
         b"HTTP/1.1 200 OK\r\n" + b"X-A: " + b"a" * 200_000 + b"\r\n\r\n",
         b"HTTP/1.1 9999 What\r\n\r\n",
+        b"HTTP/1.1 099 Too Low\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\nwhatever",
+        b"HTTP/1.1 200 OK\r\n" + b"X-A: a\r\n" * 30_000,
+        b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 30 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"f" * 30 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;" + b"x" * 200_000 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"X-A: a\r\n" * 30_000,
+        b"HTTP/1.1 200 OK\r\nX-A: a\0b\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX A: a\r\n\r\n",
     ],
-    ids=["nothing", "another protocol", "half", "no chunk", "two lengths", "endless header", "no status"],
+    ids=[
+        "nothing",
+        "another protocol",
+        "half",
+        "no chunk",
+        "two lengths",
+        "endless header",
+        "no status",
+        "a status below all",
+        "an upgrade that nobody asked for",
+        "endless headers",
+        "a length beyond any",
+        "a chunk beyond any",
+        "an endless extension of a chunk",
+        "a coding that nobody asked for",
+        "endless trailers",
+        "NUL in a header",
+        "a header's name with a space",
+    ],
 )
 async def test_an_answer_that_is_no_http_is_said_to_be_none(server: Server, raw: bytes) -> None:
     server.send("/", raw)
@@ -224,6 +267,61 @@ async def test_a_server_without_tls_is_said_to_have_none() -> None:
         port = listener.sockets[0].getsockname()[1]
         with pytest.raises(UnreachableError, match="does not speak TLS"):
             await exchange(get(f"https://127.0.0.1:{port}/"), within=HANG_GUARD, most_bytes=100)
+
+
+async def test_a_server_that_breaks_tls_off_later_is_said_to(authority: trustme.CA, ca_file: Path) -> None:
+    """As one does that wants a certificate of the client's; this one goes on in the clear."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    ended = asyncio.Event()
+
+    async def forget(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(incoming, outgoing, server_side=True)
+        while True:
+            incoming.write(await reader.read(65536))
+            with suppress(ssl.SSLWantReadError):
+                tls.do_handshake()
+                break
+            writer.write(outgoing.read())
+        writer.write(outgoing.read() + b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        ended.set()
+
+    async with await asyncio.start_server(forget, "127.0.0.1", 0) as listener:
+        url = f"https://127.0.0.1:{listener.sockets[0].getsockname()[1]}/"
+        with pytest.raises(AnswerUnreadableError, match="may want a client's certificate"):
+            await exchange(get(url), within=HANG_GUARD, most_bytes=100, ca_file=ca_file)
+        await asyncio.wait_for(ended.wait(), HANG_GUARD)
+
+
+async def test_certificates_that_cannot_be_read_are_the_administrators(tls_server: Server, tmp_path: Path) -> None:
+    with pytest.raises(ExchangeError, match="tell the administrator"):
+        await exchange(get(tls_server.url()), within=HANG_GUARD, most_bytes=100, ca_file=tmp_path / "gone.pem")
+
+
+async def test_a_request_without_the_body_that_its_method_has_says_so(server: Server) -> None:
+    for method, length in {"POST": "0", "PUT": "0", "PATCH": "0", "GET": None, "DELETE": None}.items():
+        server.answer(f"/{method}")
+        await exchange(
+            HttpRequest(method=method, target=parse_target(server.url(f"/{method}"))),
+            within=HANG_GUARD,
+            most_bytes=100,
+        )
+        assert server.received[-1].headers.get("content-length") == length
+
+
+async def test_no_header_gets_into_a_log_however_much_is_logged(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = secrets.token_urlsafe()
+    server.answer("/", X_Said=secret)
+    with caplog.at_level(1), caplog.at_level(1, "httpcore2"), caplog.at_level(1, "httpcore2.http11"):
+        sent = HttpRequest(method="GET", target=parse_target(server.url()), headers=(("X-Token", secret),))
+        await exchange(sent, within=HANG_GUARD, most_bytes=100)
+    assert secret not in caplog.text
 
 
 # Runs, from the API through a worker to the row
@@ -459,6 +557,26 @@ async def test_a_secret_is_kept_from_every_host_but_its_own(
     assert stolen.body == b"kept"
     assert stolen.headers["accept"] == "text/plain"
     assert not {"x-key", "authorization"} & set(stolen.headers)
+
+
+async def test_no_redirect_takes_a_secret_elsewhere(
+    installation: Installation, environment: Environment, server: Server, tls_server: Server
+) -> None:
+    """Not in a header that would go along without it, and not in the address, where the server writes it."""
+    token = environment.billing.partition(" ")[2]
+    tls_server.answer("/plain", 307, Location=server.url("/stolen"))
+    tls_server.answer("/address", 302, Location=server.url(f"/stolen?{token}"))
+    tls_server.answer("/name", 302, Location=f"https://{token}.invalid/")
+    server.answer("/stolen")
+    headers = {"User-Agent": {"secret": "billing"}, "Accept": {"secret": "billing", "prefix": "text/plain; q="}}
+    assert (await installation.run(url=tls_server.url("/plain"), headers=headers))["status"] == "completed"
+    [reached] = server.received
+    assert token not in str(reached)
+    for path in ("/address", "/name"):
+        run = await installation.run(url=tls_server.url(path), headers=headers)
+        assert run["error"]["message"].endswith("with a secret in the address; that is refused")
+        assert token not in json.dumps(run)
+    assert len(server.received) == 1
 
 
 async def test_what_was_allowed_at_registration_is_judged_again_when_it_runs(

@@ -36,6 +36,11 @@ def test_a_setting_belongs_to_the_entry_with_the_longest_name_that_fits(registry
     }
 
 
+def test_a_setting_that_is_no_text_is_an_error_that_does_not_repeat_it(registry: CronRegistry) -> None:
+    with pytest.raises(InvalidSettingsError, match=r"^The variable CRONPLANE_ENTRY_WEB_TOKEN is not UTF-8$"):
+        read_entry_settings({"CRONPLANE_ENTRY_WEB_TOKEN": "hunter2\udcff"}, registry)
+
+
 def test_settings_that_an_entry_refuses_are_an_error_with_the_names_of_its_variables(registry: CronRegistry) -> None:
     def refuse(settings: Mapping[str, str]) -> None:
         if settings:

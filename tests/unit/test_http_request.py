@@ -1,5 +1,6 @@
 """What a request may be, what a redirect makes of it, and what is kept of an answer."""
 
+import gzip
 import json
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,8 @@ from pydantic import ValidationError
 from cronplane_entries.core import ExecutionContext, RegistrationContext, Services
 from cronplane_entries.entry_settings import InvalidSettingsError, read_entry_settings
 from cronplane_entries.http_exchange import HttpReply, HttpRequest
-from cronplane_entries.http_request import UserPayload, _Answer, _headers, _redirected, spec
+from cronplane_entries.http_request import RedirectRefusedError, UserPayload, _Answer, _headers, _redirected, spec
+from cronplane_entries.http_secrets import longest_spelling
 from cronplane_entries.http_target import parse_target
 from cronplane_entries.invocation import PayloadInvalidError, encode_result, register
 from cronplane_entries.registry import CRON_REGISTRY, CronEntrypoint, load_entries
@@ -151,7 +153,7 @@ def request(method: str = "POST") -> HttpRequest:
     ],
 )
 def test_a_redirect_changes_the_method_as_http_says(status: int, method: str, becomes: str) -> None:
-    followed = _redirected(request(method), status=status, location="/y")
+    followed = _redirected(request(method), status=status, location="/y", secrets={})
     assert followed.method == becomes
     is_kept = becomes == method
     assert followed.content == (b"{}" if is_kept else None)
@@ -171,8 +173,34 @@ def test_a_redirect_changes_the_method_as_http_says(status: int, method: str, be
     ],
 )
 def test_credentials_are_dropped_when_the_origin_changes(location: str, *, keeps: bool) -> None:
-    followed = _redirected(request(), status=307, location=location)
+    followed = _redirected(request(), status=307, location=location, secrets={})
     assert followed.headers == (HEADERS if keeps else HEADERS[2:])
+
+
+@pytest.mark.parametrize("name", ["Accept", "Content-Type", "User-Agent", "Idempotency-Key"])
+def test_a_secret_stays_with_its_origin_whatever_header_it_is_in(name: str) -> None:
+    secret = {name: "sesame-open"}
+    sent = HttpRequest(method="GET", target=parse_target("https://a.example/x"), headers=((name, "v1 sesame-open"),))
+    assert _redirected(sent, status=307, location="/y", secrets=secret).headers == sent.headers
+    assert _redirected(sent, status=307, location="https://b.example/", secrets=secret).headers == ()
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "https://b.example/?t=sesame-open",
+        "https://sesame-open.example/",
+        "http://a.example/%73esame%2Dopen",
+        "//b/SESAME-OPEN",
+    ],
+)
+def test_a_redirect_takes_no_secret_to_another_origin(location: str) -> None:
+    with pytest.raises(RedirectRefusedError) as refusal:
+        _redirected(request(), status=302, location=location, secrets={"Authorization": "sesame-open"})
+    assert "esame" not in str(refusal.value)
+    own = location.replace("https://b.example", "").replace("http://a.example", "")
+    if own.startswith("/") and not own.startswith("//"):
+        _redirected(request(), status=302, location=own, secrets={"Authorization": "sesame-open"})
 
 
 def answer(body: bytes, *, is_whole: bool = True, content_type: str = "text/plain", **fields: Any) -> dict[str, Any]:
@@ -184,9 +212,10 @@ def answer(body: bytes, *, is_whole: bool = True, content_type: str = "text/plai
     body=st.binary(max_size=2000) | st.text(max_size=500).map(str.encode),
     kept=st.integers(0, 2000),
     is_whole=st.booleans(),
+    charset=st.sampled_from(["utf-8", "utf-16", "utf-16le", "us-ascii", "windows-1252", "idna", "\xff"]),
 )
-def test_whatever_a_server_sends_can_be_kept(body: bytes, kept: int, *, is_whole: bool) -> None:
-    result = answer(body, is_whole=is_whole, kept_body_bytes=kept)
+def test_whatever_a_server_sends_can_be_kept(body: bytes, kept: int, *, is_whole: bool, charset: str) -> None:
+    result = answer(body, is_whole=is_whole, kept_body_bytes=kept, content_type=f"text/plain; charset={charset}")
     assert encode_result(result) is not None
     assert result["body_truncated"] or is_whole
 
@@ -213,6 +242,9 @@ def test_a_body_is_read_in_the_charset_that_it_names() -> None:
         == "gr\u00fc\u00df"
     )
     assert answer("gr\u00fc\u00df".encode(), content_type="text/plain; charset=idna")["body"] == "gr\u00fc\u00df"
+    # The Encoding Standard says what UTF-16 without a byte order mark is.
+    for body in ("gr\u00fc\u00df".encode("utf-16"), "gr\u00fc\u00df".encode("utf-16-le")):
+        assert answer(body, content_type="text/plain; charset=UTF-16")["body"] == "gr\u00fc\u00df"
     assert answer("gr\u00fc\u00df".encode(), kept_body_bytes=3) == {
         "status": 200,
         "headers": {},
@@ -227,6 +259,30 @@ def test_a_secret_that_a_server_repeats_is_blotted_out_before_anything_is_cut() 
     # Of what was not read the beginning may be there.
     cut = answer(b"sesame-open sesame-op", is_whole=False, kept_body_bytes=100)
     assert "sesame" not in cut["body"]
+
+
+@pytest.mark.parametrize("charset", ["utf-16", "utf-16le", "utf-16be", "iso-8859-1"])
+def test_a_secret_is_blotted_out_in_any_charset(charset: str) -> None:
+    said = "you sent sesame-open".encode(charset)
+    assert answer(said, content_type=f"text/plain; charset={charset}")["body"] == "you sent [secret]"
+    assert "m" not in answer(said, content_type="text/plain")["body"].replace("secret", "")
+
+
+def test_the_beginning_of_a_secret_at_the_end_of_what_was_read_is_not_kept() -> None:
+    secret, kept = "sesame-open-" + "x" * 28, 300
+    cut = "".join(f"&#x{ord(character):06x};" for character in secret).encode()
+    # Blotting out what is before it brings the beginning to where the body is kept.
+    read = (secret.encode() * 10 + cut)[: kept + longest_spelling([secret])]
+    reply = HttpReply(status=200, headers=(), body=read, is_whole=False)
+    assert "&" not in _Answer.read(reply, payload(kept_body_bytes=kept), secrets=(secret,)).body
+
+
+def test_a_body_that_is_packed_although_it_must_not_be_is_not_kept() -> None:
+    packed = gzip.compress(b"you sent sesame-open", compresslevel=0)
+    headers = (("content-encoding", "gzip"), ("content-type", "text/plain; charset=iso-8859-1"))
+    reply = HttpReply(status=200, headers=headers, body=packed, is_whole=True)
+    kept = _Answer.read(reply, payload(), secrets=("sesame-open",))
+    assert (kept.body, kept.is_truncated) == ("", True)
 
 
 def test_the_answers_headers_are_kept_as_they_were_asked_for() -> None:
@@ -246,6 +302,7 @@ def test_the_answers_headers_are_kept_as_they_were_asked_for() -> None:
         ("ALLOWED_HOSTS", "localhost", "ALLOWED_HOSTS: 'localhost' is not host:port"),
         ("SECRETS", "{", "SECRETS is not a JSON object"),
         ("CA_FILE", "/no/such/file", "CA_FILE names no file"),
+        ("CA_FILE", __file__, "CA_FILE names no file of certificates"),
         ("ALLOWED_HOST", "a:80", "there is no setting ALLOWED_HOST"),
     ],
 )

@@ -1,7 +1,10 @@
 """Named secrets: who may send them where, and that nothing repeats them."""
 
+import base64
+import html
 import json
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -11,6 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cronplane_entries.core import Services
+from cronplane_entries.http_exchange import HttpReply, HttpRequest
 from cronplane_entries.http_secrets import (
     BLOT,
     HttpSecrets,
@@ -132,6 +137,62 @@ def test_what_was_sent_is_blotted_out_however_it_is_written(secret: str, before:
         assert BLOT in blotted
 
 
-def test_a_credential_is_blotted_out_without_the_scheme_before_it() -> None:
+SPELLINGS: list[Callable[[str], str]] = [
+    str,
+    str.swapcase,
+    html.escape,
+    lambda character: f"%{ord(character):02x}",
+    lambda character: f"%{ord(character):02X}",
+    lambda character: f"\\u{ord(character):04x}",
+    lambda character: f"\\x{ord(character):02X}",
+    lambda character: f"&#{ord(character)};",
+    lambda character: f"&#{ord(character):03};",
+    lambda character: f"&#x{ord(character):04X};",
+    lambda character: character if character.isalnum() else f"\\{character}",
+    lambda character: f"\0{character}",
+]
+
+
+@given(st.lists(st.tuples(st.sampled_from("aZ+/=._-<>\"'"), st.sampled_from(SPELLINGS)), min_size=1, max_size=60))
+def test_a_secret_is_blotted_out_although_each_character_is_written_another_way(
+    written: list[tuple[str, Callable[[str], str]]],
+) -> None:
+    secret = "".join(character for character, _ in written)
+    spelling = "".join(spell(character) for character, spell in written).encode()
+    assert len(spelling) <= longest_spelling([secret])
+    blotted = blot_out(b"so: " + spelling + b"!", [secret])
+    # What is left is what belongs to no character, or to the escape of the first one alone.
+    assert blotted.replace(b"\0", b"").replace(b"\\", b"") == b"so: [secret]!"
+
+
+def test_what_is_no_secret_stays_as_it_was_written() -> None:
+    text = b"100%25 &amp; \\u0041 \\n \0 %zz &nothing; caf\xc3\xa9 \xff"
+    assert blot_out(text, [secrets.token_urlsafe()]) == text
+    assert blot_out(text, []) == text
+
+
+@pytest.mark.parametrize(
+    "value", ["Bearer {}", "user:{}", "Token token={}", 'ApiKey id="a", key="{}"', "a=b; session={}", "Key {}, x"]
+)
+def test_a_credential_is_blotted_out_without_what_is_around_it(value: str) -> None:
     token = secrets.token_urlsafe()
-    assert blot_out(f"you sent {token}".encode(), [f"Bearer {token}"]) == b"you sent [secret]"
+    assert blot_out(f"you sent {token}".encode(), [value.format(token)]) == b"you sent [secret]"
+
+
+@pytest.mark.parametrize("scheme", ["", "Basic "])
+def test_a_password_is_blotted_out_although_it_was_sent_in_base64(scheme: str) -> None:
+    password = secrets.token_urlsafe()
+    sent = scheme + base64.b64encode(f"me:{password}".encode()).decode()
+    assert blot_out(f"me, {password}, {sent}".encode(), [sent]) == b"me, [secret], [secret]"
+
+
+def test_values_are_in_nothing_that_is_printed() -> None:
+    value = secrets.token_urlsafe()
+    known = declared(settings={"secret_billing": value})
+    assert value not in repr(known)
+    assert value not in repr(Services(settings={"secret_billing": value}))
+    sent = HttpRequest(
+        method="GET", target=parse_target("https://a.example/"), headers=(("X-A", value),), content=value.encode()
+    )
+    assert value not in repr(sent)
+    assert value not in repr(HttpReply(status=200, headers=(("x-a", value),), body=value.encode(), is_whole=True))

@@ -128,3 +128,12 @@ def test_a_redirect_leads_where_its_location_says(location: str, url: str) -> No
 def test_a_redirect_to_what_would_be_refused_leads_nowhere(location: str) -> None:
     with pytest.raises(TargetError, match="redirects to an address that is refused"):
         parse_target("http://example.org/").follow(location)
+
+
+@pytest.mark.parametrize(
+    "location", ["http://[sesame]/", "//[sesame", "http://sesame:x/", "http://a@sesame/", "sesame:x"]
+)
+def test_of_where_a_redirect_must_not_lead_nothing_is_repeated(location: str) -> None:
+    with pytest.raises(TargetError) as refusal:
+        parse_target("http://example.org/").follow(location)
+    assert "sesame" not in str(refusal.value)

@@ -1,5 +1,8 @@
 """Which addresses are public, and that a name is judged by every address it has, once."""
 
+import asyncio
+import subprocess
+import sys
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -121,6 +124,48 @@ async def test_a_name_without_an_address_is_said_to_have_none() -> None:
         await GuardedNetwork(OutboundGuard(resolve=Resolver([]))).connect_tcp("empty.example", 80)
 
 
+async def test_names_that_nobody_answers_for_hold_up_neither_other_names_nor_the_end_of_the_process() -> None:
+    """In a process of its own, whose end is what is looked at."""
+    program = """if True:
+        import asyncio, socket, threading
+        from cronplane_entries import outbound_guard
+
+        answer, never, resolved = socket.getaddrinfo, threading.Event(), []
+        socket.getaddrinfo = lambda host, *_, **__: never.wait() if host == "slow" else answer(host, *_, **__)
+
+        async def main():
+            guard = outbound_guard.OutboundGuard()
+            slow = [asyncio.create_task(guard.addresses("slow", 80)) for _ in range(200)]
+            refused, waiting = await asyncio.wait(slow, return_when=asyncio.FIRST_EXCEPTION)
+            assert waiting and all(isinstance(task.exception(), outbound_guard.UnresolvedError) for task in refused)
+            for task in waiting:
+                task.cancel()
+
+        async def few():
+            guard = outbound_guard.OutboundGuard()
+            slow = [asyncio.create_task(guard.addresses("slow", 80)) for _ in range(20)]
+            for _ in range(100):
+                try:
+                    await guard.addresses("localhost", 80)
+                except outbound_guard.DestinationRefusedError:
+                    resolved.append("localhost")
+            print(len(resolved), "resolved")
+
+        asyncio.run(few())
+        asyncio.run(main())
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-W", "error", "-c", program, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        async with asyncio.timeout(30):
+            output, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    assert (process.returncode, output, errors) == (0, b"100 resolved\n", b"")
+
+
 class Network(httpcore2.AsyncNetworkBackend):
     """Notes where it is told to connect to, and connects nowhere."""
 
@@ -144,7 +189,8 @@ async def test_a_name_that_means_another_address_a_moment_later_gains_nothing(mo
 
 
 @pytest.mark.parametrize(
-    "text", ["example.org", "[::1]", "127.1:80", "a:0", "a:b:80", "a/x:80", "a:80/", "u@a:80", "*:80"]
+    "text",
+    ["example.org", "[::1]", "127.1:80", "a:0", "a:b:80", "a/x:80", "a:80/", "u@a:80", "*:80", "a#b:80", "a?b:80"],
 )
 def test_an_allowed_host_is_a_host_and_a_port(text: str) -> None:
     with pytest.raises(ValueError, match="is not host:port"):
