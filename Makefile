@@ -27,8 +27,8 @@ demo: $(READY) ## Start the whole system with a cron of every entry; Ctrl-C stop
 	$(BIN)/python examples/demo/demo.py
 
 .PHONY: bench
-bench: $(READY) ## Measure, each figure beside its baseline of the same run
-	$(BIN)/python -m bench
+bench: $(READY) ## Measure, each figure beside its baseline of the same run (NAME=… for one of them)
+	$(BIN)/python -m bench $(NAME)
 
 .PHONY: lint
 lint: $(READY) ## Style

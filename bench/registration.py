@@ -175,6 +175,7 @@ def _serving(program: tuple[str, ...], url: URL) -> Iterator[Server]:
         "CRONPLANE_PORT": str(port),
         "CRONPLANE_DATABASE_URL": connection_string(url.set(username=SERVICE_ROLE)),
         "CRONPLANE_INSTALLATION_KEY": secrets.token_urlsafe(32),
+        "CRONPLANE_CRON_QUOTA": "1000000",
         "PYTHONPATH": str(_DISTRIBUTIONS),
     }
     with subprocess.Popen(

@@ -17,7 +17,7 @@ from cronplane_api.state import principal_of, state_of
 from cronplane_core import idempotency_repository
 from cronplane_core.change_notifier import Channel
 from cronplane_core.cron_repository import Cron
-from cronplane_core.database import reading, transaction
+from cronplane_core.database import autocommit, transaction
 from cronplane_core.idempotency_repository import StoredResponse
 
 IdempotencyKey = Annotated[
@@ -53,10 +53,17 @@ class _Identity(TypedDict):
 Action = Callable[[AsyncConnection], Awaitable[Answer]]
 
 
-async def carry_out(request: Request, action: Action, *, notify: Channel | None = None) -> Response:
-    """Run `action` in a transaction and answer once that is committed, then hint at what changed."""
+async def carry_out(
+    request: Request, action: Action, *, notify: Channel | None = None, is_one_statement: bool = False
+) -> Response:
+    """Run `action` in a transaction and answer once that is committed, then hint at what changed.
+
+    An action of one statement needs no transaction around it: that spares two round trips, and what the statement locks
+    is free again as soon as PostgreSQL has written it.
+    """
     state = state_of(request)
-    async with transaction(state.engine) as connection:
+    lend = autocommit if is_one_statement else transaction
+    async with lend(state.engine) as connection:
         answer = await action(connection)
     if notify is not None:
         state.notifier.notify(notify)
@@ -64,7 +71,12 @@ async def carry_out(request: Request, action: Action, *, notify: Channel | None 
 
 
 async def carry_out_once(
-    request: Request, idempotency_key: str | None, action: Action, *, notify: Channel | None = None
+    request: Request,
+    idempotency_key: str | None,
+    action: Action,
+    *,
+    notify: Channel | None = None,
+    is_one_statement: bool = False,
 ) -> Response:
     """Do the same, but give the first answer again to a request that was carried out before.
 
@@ -73,7 +85,7 @@ async def carry_out_once(
 
     """
     if idempotency_key is None:
-        return await carry_out(request, action, notify=notify)
+        return await carry_out(request, action, notify=notify, is_one_statement=is_one_statement)
     state, identity = state_of(request), await _identity(request, idempotency_key)
     async with transaction(state.engine) as connection:
         stored = await idempotency_repository.begin(connection, **identity)
@@ -95,7 +107,7 @@ async def answered_before(request: Request, idempotency_key: str | None) -> Resp
     if idempotency_key is None:
         return None
     identity = await _identity(request, idempotency_key)
-    async with reading(state_of(request).engine) as connection:
+    async with autocommit(state_of(request).engine) as connection:
         stored = await idempotency_repository.find(connection, **identity)
     return None if stored is None else _replay(stored)
 

@@ -42,7 +42,7 @@ from cronplane_api.state import principal_of, state_of
 from cronplane_core import cron_repository, organization_repository, run_repository
 from cronplane_core.change_notifier import Channel
 from cronplane_core.cron_repository import Cron
-from cronplane_core.database import reading
+from cronplane_core.database import autocommit, transaction
 from cronplane_core.schedule import describe
 from cronplane_core.tables import Role
 from cronplane_core.time_zones import time_zone
@@ -92,7 +92,10 @@ async def create_cron(
         headers = {"Location": f"/crons/{organization_id}/{cron.id}", **etag(cron)}
         return Answer(status=201, body=CronRead.of(cron, now=principal.now, last_run=None), headers=headers)
 
-    return await carry_out_once(request, idempotency_key, register, notify=Channel.CRONS)
+    async def attempt() -> Response:
+        return await carry_out_once(request, idempotency_key, register, notify=Channel.CRONS, is_one_statement=True)
+
+    return await _counted_before_refused(request, organization_id, attempt)
 
 
 @router.get("", responses=documented(404), operation_id="list_crons")
@@ -113,7 +116,7 @@ async def list_crons(
 ) -> CronPage:
     """List the organization's crons, oldest first."""
     after = read_cursor(request, cursor)
-    async with reading(state_of(request).engine) as connection:
+    async with autocommit(state_of(request).engine) as connection:
         crons = await cron_repository.list_crons(
             connection,
             organization_id=organization_id,
@@ -352,6 +355,17 @@ async def _set_enabled(
     return await carry_out_once(request, idempotency_key, change, notify=Channel.CRONS)
 
 
+async def _counted_before_refused(
+    request: Request, organization_id: UUID, attempt: Callable[[], Awaitable[Response]]
+) -> Response:
+    """Ask again once the crons have been counted: the number of them is off if rows were changed by hand."""
+    with suppress(organization_repository.QuotaExceededError):
+        return await attempt()
+    async with transaction(state_of(request).engine) as connection:
+        await organization_repository.count_crons(connection, organization_id=organization_id)
+    return await attempt()
+
+
 class _ChangedMeanwhileError(ProblemError):
     """Somebody else has changed the cron since it was judged; judge it again."""
 
@@ -368,7 +382,7 @@ async def _until_undisturbed(attempt: Callable[[], Awaitable[Response]]) -> Resp
 
 
 async def _found(request: Request, organization_id: UUID, cron_id: UUID, if_match: str | None) -> Cron:
-    async with reading(state_of(request).engine) as connection:
+    async with autocommit(state_of(request).engine) as connection:
         cron = await cron_repository.get_cron(connection, organization_id=organization_id, cron_id=cron_id)
     if cron is None:
         raise not_found()

@@ -30,7 +30,7 @@ from cronplane_api.principals import Access, Principal, authorize, bearer_key, i
 from cronplane_api.problem_details import documented
 from cronplane_api.state import state_of
 from cronplane_core.api_key_repository import authenticate
-from cronplane_core.database import reading
+from cronplane_core.database import autocommit
 from cronplane_core.tables import Role
 
 LONGEST_QUERY = 8192
@@ -110,7 +110,7 @@ class GuardedRoute(APIRoute):
 async def _admit(request: Request, access: Role | Access) -> None:
     state = state_of(request)
     key_text = bearer_key(request)
-    async with reading(state.engine) as connection:
+    async with autocommit(state.engine) as connection:
         if is_installation_key(key_text, state.installation_key_digest):
             now = await connection.scalar(_NOW)
             principal = Principal(key=None, now=now)

@@ -8,7 +8,7 @@ from cronplane_api.principals import Access, requires
 from cronplane_api.problem_details import documented
 from cronplane_api.schemas import Health
 from cronplane_api.state import state_of
-from cronplane_core.database import reading
+from cronplane_core.database import autocommit
 from cronplane_core.readiness import find_obstacle
 
 router = APIRouter(tags=["health"], route_class=GuardedRoute)
@@ -26,7 +26,7 @@ async def healthz() -> Health:
 async def readyz(request: Request) -> Health:
     """Tell that the database answers, is migrated, and knows every entry of this process."""
     state = state_of(request)
-    async with reading(state.engine) as connection:
+    async with autocommit(state.engine) as connection:
         obstacle = await find_obstacle(connection, entries=state.registrar.registry)
     if obstacle is not None:
         raise ProblemError(NOT_READY, obstacle)

@@ -27,7 +27,7 @@ from cronplane_api.schemas import (
 )
 from cronplane_api.state import principal_of, state_of
 from cronplane_core import api_key_repository, organization_repository
-from cronplane_core.database import reading
+from cronplane_core.database import autocommit
 from cronplane_core.organization_repository import Organization
 from cronplane_entries.registry import CronRegistry
 
@@ -59,7 +59,7 @@ async def create_organization(
 async def list_organizations(request: Request, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT) -> OrganizationPage:
     """List every organization, oldest first."""
     after = read_cursor(request, cursor)
-    async with reading(state_of(request).engine) as connection:
+    async with autocommit(state_of(request).engine) as connection:
         found = await organization_repository.list_organizations(connection, after=after, limit=limit + 1)
     page = found[:limit]
     return OrganizationPage(
@@ -167,7 +167,7 @@ async def create_key(
 @requires(Access.INSTALLATION_OR_ADMIN)
 async def list_keys(request: Request, organization_id: UUID) -> KeyList:
     """List an organization's keys, revoked ones included."""
-    async with reading(state_of(request).engine) as connection:
+    async with autocommit(state_of(request).engine) as connection:
         await _check_organization(connection, organization_id)
         keys = await api_key_repository.list_api_keys(connection, organization_id=organization_id)
     return KeyList(items=[KeyRead.model_validate(key) for key in keys])

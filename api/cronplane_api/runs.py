@@ -14,7 +14,7 @@ from cronplane_api.problem_details import documented
 from cronplane_api.schemas import Instant, RunDetail, RunPage, RunRead
 from cronplane_api.state import state_of
 from cronplane_core import cron_repository, run_repository
-from cronplane_core.database import reading
+from cronplane_core.database import autocommit
 from cronplane_core.run_repository import RunFilter
 from cronplane_core.tables import Role, RunStatus, TriggerKind
 
@@ -40,7 +40,7 @@ async def list_runs(
     run_filter = RunFilter(
         statuses=status, trigger_kind=trigger, scheduled_from=scheduled_from, scheduled_until=scheduled_until
     )
-    async with reading(state_of(request).engine) as connection:
+    async with autocommit(state_of(request).engine) as connection:
         runs = await run_repository.list_runs(
             connection,
             organization_id=organization_id,
@@ -62,7 +62,7 @@ async def list_runs(
 @requires(Role.VIEWER)
 async def get_run(request: Request, organization_id: UUID, cron_id: UUID, run_id: UUID) -> RunDetail:
     """Read a run with its attempts, and what it printed."""
-    async with reading(state_of(request).engine) as connection:
+    async with autocommit(state_of(request).engine) as connection:
         found = await run_repository.get_run(
             connection, organization_id=organization_id, cron_id=cron_id, run_id=run_id
         )

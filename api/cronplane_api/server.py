@@ -14,7 +14,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cronplane_core.settings import ApiSettings
 
-
 # Bytes of one read: asyncio's own 256 KiB of chunks of one byte take 0.3 s to parse, in which nobody else is served,
 # and in which no refusal can stop it.
 _READ_SIZE = 16 * 1024

@@ -90,8 +90,10 @@ def violated_constraint(error: IntegrityError) -> str | None:
 
 
 @asynccontextmanager
-async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """Lend a connection on which each statement stands alone, which spares a single query two round trips.
+async def autocommit(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """Lend a connection on which each statement stands alone, which spares a single one two round trips.
+
+    A statement that writes is committed by itself, before its answer comes.
 
     Raises:
         DatabaseUnavailableError: PostgreSQL was not there.

@@ -35,7 +35,7 @@ class ExecutionPayload(BaseExecutionPayload):
     organization_id: UUID
 
 
-def validate_registration(payload: UserPayload, *, context: RegistrationContext) -> ExecutionPayload:
+async def validate_registration(payload: UserPayload, *, context: RegistrationContext) -> ExecutionPayload:
     """Refuse a message with nothing in it, and remember who registered."""
     if not payload.message.strip():
         raise RegistrationRefusedError("the message is blank; write something to print", field=("message",))
