@@ -22,9 +22,11 @@ def running_server() -> Iterator[EmbeddedPostgresql]:
     """Run a fresh server for as long as the block lasts."""
     directory = Path(tempfile.mkdtemp(prefix="cronplane-bench-"))
     directory.chmod(0o755)
-    with EmbeddedPostgresql(directory / "data") as server:
-        yield server
-    shutil.rmtree(directory)
+    try:
+        with EmbeddedPostgresql(directory / "data") as server:
+            yield server
+    finally:
+        shutil.rmtree(directory)
 
 
 def fresh_database(server: EmbeddedPostgresql, name: str) -> URL:

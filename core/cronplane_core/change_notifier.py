@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cronplane_core.database import DatabaseUnavailableError, transaction
+from cronplane_core.database import DatabaseUnavailableError, autocommit
 
 _GATHER = 0.02
 _NOTIFY = text("SELECT pg_notify(:channel, '')")
@@ -50,7 +50,7 @@ class ChangeNotifier:
         self._pending.clear()
         changed, self._changed = self._changed, set()
         try:
-            async with transaction(self._engine) as connection:
+            async with autocommit(self._engine) as connection:
                 for channel in changed:
                     await connection.execute(_NOTIFY, {"channel": channel.value})
         except (DatabaseUnavailableError, DBAPIError) as error:
