@@ -153,6 +153,8 @@ def limit_organization(
     key: Credential,
 ) -> None:
     """Say what an organization may use, and how much of it; what is not named stays as it is."""
+    if entries and every_entry:
+        raise CommandError("--entry and --every-entry exclude each other; give one of them")
     changes: dict[str, Any] = {} if not entries else {"entrypoints": entries}
     if every_entry:
         changes["entrypoints"] = None

@@ -153,8 +153,10 @@ _START = text(
         UPDATE scheduler.cron_runs run
         SET status = 'running', reason = 'Started', message = 'An attempt is under way.', attempts = run.attempts + 1,
             started_at = coalesce(run.started_at, :now), generation = cron.generation, epoch = :epoch
-        FROM asked, scheduler.cron_jobs cron
+        FROM asked, scheduler.cron_jobs cron, scheduler.organizations organization
         WHERE run.id = asked.run_id AND run.status = 'queued' AND cron.id = run.cron_id AND cron.deleted_at IS NULL
+          AND organization.id = cron.organization_id
+          AND (organization.entrypoints IS NULL OR CAST(cron.entrypoint AS text) = ANY(organization.entrypoints))
         RETURNING run.id AS run_id, run.attempts AS number, asked.nonce, run.organization_id, run.cron_id,
                   cron.name AS cron_name, CAST(cron.entrypoint AS text) AS entrypoint,
                   CAST(coalesce(run.execution_payload, cron.execution_payload) AS text) AS payload_json,
@@ -244,6 +246,19 @@ _CANCEL_DELETED = text(
     FROM scheduler.cron_jobs cron
     WHERE run.finished_at IS NULL AND run.status = 'queued' AND cron.id = run.cron_id
       AND cron.deleted_at IS NOT NULL
+    RETURNING run.id, run.organization_id, run.cron_id, cron.name AS cron_name, run.scheduled_for, run.status,
+              run.reason, run.started_at, run.finished_at
+    """
+)
+_SKIP_NOT_GRANTED = text(
+    """
+    UPDATE scheduler.cron_runs run
+    SET status = 'skipped', reason = 'EntryNotGranted', finished_at = :now, epoch = :epoch,
+        message = 'The entry was taken back from the organization before the run started.'
+    FROM scheduler.cron_jobs cron JOIN scheduler.organizations organization ON organization.id = cron.organization_id
+    WHERE run.finished_at IS NULL AND run.status = 'queued' AND cron.id = run.cron_id
+      AND (organization.entrypoints IS NULL
+           OR CAST(cron.entrypoint AS text) = ANY(organization.entrypoints)) IS NOT TRUE
     RETURNING run.id, run.organization_id, run.cron_id, cron.name AS cron_name, run.scheduled_for, run.status,
               run.reason, run.started_at, run.finished_at
     """
@@ -373,6 +388,11 @@ async def end_lost(connection: AsyncConnection, *, epoch: int, now: datetime) ->
 async def cancel_deleted(connection: AsyncConnection, *, epoch: int, now: datetime) -> list[FinishedRun]:
     """End as `cancelled` the queued runs of deleted crons."""
     return _finished(await connection.execute(_CANCEL_DELETED, {"epoch": epoch, "now": now}))
+
+
+async def skip_not_granted(connection: AsyncConnection, *, epoch: int, now: datetime) -> list[FinishedRun]:
+    """End as `skipped` the queued runs whose organization may not use their entry any more."""
+    return _finished(await connection.execute(_SKIP_NOT_GRANTED, {"epoch": epoch, "now": now}))
 
 
 async def queued_runs(connection: AsyncConnection, *, entrypoints: Sequence[str], limit: int) -> list[UUID]:

@@ -227,8 +227,10 @@ class Registrar:
 
         Raises:
             RegistrationError: the entry refuses the payload.
+            EntryNotGrantedError: the organization may not use the entry.
 
         """
+        self.check_grant(cron.definition.entrypoint, organization=organization)
         errors: list[FieldError] = []
         spec = self._spec(cron.definition.entrypoint, errors=errors)
         registration = None

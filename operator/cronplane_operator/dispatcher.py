@@ -77,16 +77,17 @@ class Dispatcher:
         self._startable.set()
 
     async def sweep(self) -> None:
-        """Take in queued runs that nobody told of, and end those whose cron is gone."""
+        """Take in queued runs that nobody told of, and end those whose cron is gone or whose entry was taken back."""
         if len(self._queue) >= _SWEEP_BATCH:
             return
         async with transaction(self._engine) as connection:
             now = await leases.check(connection, lease=self._lease)
-            cancelled = await run_transitions.cancel_deleted(connection, epoch=self._lease.epoch, now=now)
+            ended = await run_transitions.cancel_deleted(connection, epoch=self._lease.epoch, now=now)
+            ended += await run_transitions.skip_not_granted(connection, epoch=self._lease.epoch, now=now)
             queued = await run_transitions.queued_runs(
                 connection, entrypoints=self._entrypoints, limit=_SWEEP_BATCH + len(self._known)
             )
-        self._recorder.finished(cancelled)
+        self._recorder.finished(ended)
         self.enqueue(queued)
 
     async def start_runs(self, pool: WorkerPool) -> None:

@@ -7,9 +7,13 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from cronplane_core import run_transitions
+from cronplane_core.database import transaction
 
 NOON = datetime(2026, 6, 1, 12, 0, 30, tzinfo=UTC)
 PROBLEMS = "https://cronplane.dev/problems/"
@@ -109,6 +113,54 @@ async def test_a_cron_whose_entry_was_taken_back_is_skipped_until_it_is_granted_
     await limit(api, entrypoints=["no_op"])
     await running.journal.until(lambda: bool(running.journal.of(cron.id)))
     assert ("queued", "Claimed") in statuses()
+
+
+async def test_a_run_that_waits_while_its_entry_is_taken_back_is_skipped(api: Any, start_runner: Any) -> None:
+    taken, kept = await api.register("taken"), await api.register("kept", entrypoint="no_op", payload={})
+    run = (await api.call("POST", f"{taken['id']}/trigger")).json()
+    await api.call("POST", f"{kept['id']}/trigger")
+    await limit(api, entrypoints=["no_op"])
+    running = await start_runner()
+    await running.journal.until(lambda: len(running.journal.runs) == len((taken, kept)))
+    assert [(ended.status.value, ended.reason) for ended in running.journal.of(UUID(taken["id"]))] == [
+        ("skipped", "EntryNotGranted")
+    ]
+    [ended] = running.journal.of(UUID(kept["id"]))
+    assert ended.status.value == "completed"
+    shown = (await api.call("GET", f"{taken['id']}/runs/{run['id']}")).json()
+    assert (shown["status"], shown["attempts"], shown["started_at"]) == ("skipped", 0, None)
+
+
+async def test_the_start_gate_is_shut_for_an_entry_that_was_taken_back(
+    api: Any, engine: AsyncEngine, database: Any
+) -> None:
+    cron = await api.register()
+    run_id = UUID((await api.call("POST", f"{cron['id']}/trigger")).json()["id"])
+
+    async def pass_gate() -> list[UUID]:
+        async with transaction(engine) as connection:
+            started = await run_transitions.start(
+                connection, nonces={run_id: uuid4()}, epoch=1, location="test", now=NOON, margin=timedelta(0)
+            )
+        return [attempt.run_id for attempt in started]
+
+    await limit(api, entrypoints=[])
+    assert await pass_gate() == []
+    assert database.execute("SELECT status, attempts FROM scheduler.cron_runs") == [("queued", 0)]
+    await limit(api, entrypoints=["dummy_print"])
+    assert await pass_gate() == [run_id]
+
+
+async def test_an_entry_that_is_not_granted_judges_no_payload(api: Any) -> None:
+    cron = await api.register()
+    await limit(api, entrypoints=["no_op"])
+    wrong = {"payload": {"message": 1}}
+    refusals = [
+        await api.call("POST", "", json=body() | wrong, key="editor"),
+        await api.call("PATCH", cron["id"], json=wrong, key="editor"),
+        await api.call("POST", f"{cron['id']}/trigger", json=wrong, key="operator"),
+    ]
+    assert [refused.status_code for refused in refusals] == [403, 403, 403]
 
 
 @pytest.mark.parametrize(
@@ -285,7 +337,14 @@ async def test_counting_triggers_reads_an_index_of_manual_runs_alone(api: Any, d
 # The command
 
 
-def test_the_command_names_a_quota_that_is_no_number() -> None:
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--crons", "many"], "'many' is neither a number nor `default`"),
+        (["--entry", "no_op", "--every-entry"], "--entry and --every-entry exclude each other; give one of them"),
+    ],
+)
+def test_the_command_refuses_what_it_cannot_mean(options: list[str], sentence: str) -> None:
     command: list[str | Path] = [
         Path(sys.executable).with_name("cronplane"),
         "organizations",
@@ -294,5 +353,5 @@ def test_the_command_names_a_quota_that_is_no_number() -> None:
         "--key",
         "k",
     ]
-    told = subprocess.run([*command, "--crons", "many"], capture_output=True, text=True, check=False)
-    assert (told.returncode, told.stderr) == (1, "cronplane: 'many' is neither a number nor `default`\n")
+    told = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stderr) == (1, f"cronplane: {sentence}\n")
