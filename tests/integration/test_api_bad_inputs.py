@@ -35,7 +35,7 @@ EVERYTHING = """
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A request by an editor and its refusal.
+    """A request by an editor and its refusal; `limits` are what the installation lets the organization use before it.
 
     In a path, `{cron}` is a cron that exists, `{run}` a run of it, `{other}` another cron, `{deleted}` one that was
     deleted, and `{stranger}`, `{their_cron}` and `{their_run}` are another organization, its cron and its run.
@@ -49,6 +49,7 @@ class Case:
     path: str = ""
     key: str | None = "editor"
     options: dict[str, Any] = field(default_factory=dict)
+    limits: dict[str, Any] = field(default_factory=dict)
 
 
 def malformed(line: str, content: bytes) -> Case:
@@ -146,6 +147,29 @@ CASES = [
     # 403
     Case(line="a viewer creates", status=403, problem="forbidden", key="viewer", options={"json": BODY}),
     Case(line="an operator creates", status=403, problem="forbidden", key="operator", options={"json": BODY}),
+    Case(
+        line="an entry not granted to the organization",
+        status=403,
+        problem="entry-not-granted",
+        pointer="/entrypoint",
+        options={"json": BODY},
+        limits={"entrypoints": ["no_op"]},
+    ),
+    # 429
+    Case(
+        line="cron quota",
+        status=429,
+        problem="quota-exceeded",
+        options={"json": BODY},
+        limits={"cron_quota": 1},
+    ),
+    Case(
+        line="trigger storm",
+        status=429,
+        problem="quota-exceeded",
+        path="{cron}/trigger",
+        limits={"triggers_per_minute": 1},
+    ),
     # 404
     *(
         Case(
@@ -588,6 +612,9 @@ async def places(api: Any) -> dict[str, str]:
 async def test_bad_input_is_refused_and_leaves_nothing_behind(
     api: Any, database: Any, places: dict[str, str], capfd: pytest.CaptureFixture[str], case: Case
 ) -> None:
+    if case.limits:
+        path = f"/organizations/{api.organization_id}"
+        assert (await api.call("PATCH", path, key="installation", json=case.limits)).status_code == 200
     before = database.execute(EVERYTHING)
     answer = await api.call(case.method, case.path.format(**places), key=case.key, **case.options)
     assert (answer.status_code, answer.headers["content-type"]) == (case.status, "application/problem+json"), (
