@@ -9,13 +9,11 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import URL
 
 from bench import naive, postgresql_limit
-from bench.role import FINISHED, SCHEDULED, running, set_clock, wait_for
+from bench.role import CLOCK_LEAD, FINISHED, SCHEDULED, running, set_clock, wait_for
 from bench.server import add_crons, connect, fresh_database, running_server
 
 COUNT = 10_000
 _MINUTE = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
-# The runner looks at the clock each second, and needs to have seen that it was set.
-_LEAD = timedelta(seconds=5)
 
 
 def measure(url: URL, *, count: int) -> float:
@@ -25,7 +23,7 @@ def measure(url: URL, *, count: int) -> float:
         add_crons(connection, count=count, cron_expr="0 12 * * *")
         with running("runner", url):
             wait_for(connection, SCHEDULED, count)
-            set_clock(connection, _MINUTE - _LEAD)
+            set_clock(connection, _MINUTE - CLOCK_LEAD)
             wait_for(connection, FINISHED, count)
         row = connection.execute(
             """SELECT extract(epoch FROM max(finished_at) - min(scheduled_for)),

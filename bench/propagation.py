@@ -5,33 +5,24 @@ which it does in the step in which it gives it to APScheduler; a trigger notes w
 the request, so the API's own work is in it. NOTIFY is cut off by taking the right to call it from everybody.
 """
 
-import asyncio
 import http.client
 import json
-import secrets
-import socket
 import time
-from random import Random
 from statistics import quantiles
 from uuid import UUID
 
 from psycopg import Connection
 from sqlalchemy import URL
 
-from bench.role import SCHEDULED, running, wait_for
-from bench.server import SERVICE_ROLE, add_crons, connect, fresh_database, running_server
-from cronplane_core.api_key_repository import create_api_key
-from cronplane_core.database import create_engine, transaction
-from cronplane_core.tables import Role
+from bench.role import HOST, SCHEDULED, api_settings, running, wait_for, wait_until_listening
+from bench.server import add_crons, connect, fresh_database, make_key, running_server
 
 CRONS = 1_000
 CHANGES = 300
 HINTED_AIM, CUT_OFF_AIM = 0.25, 2.0
-_HOST = "127.0.0.1"
-# Pauses between changes are drawn from this, so that they fall anywhere between two resyncs.
+# Multiples of the golden ratio spread the pauses evenly, so that changes fall anywhere between two resyncs.
+_GOLDEN = (5**0.5 - 1) / 2
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 0.08
-_PATIENCE = 30.0
-_POLL = 0.05
 _NOTE_WHAT_IS_KNOWN = """
     CREATE TABLE public.known (id uuid, generation bigint, at timestamptz DEFAULT clock_timestamp());
     GRANT INSERT ON public.known TO cronplane_service;
@@ -50,12 +41,10 @@ def measure(url: URL, *, is_hinted: bool) -> list[float]:
         connection.execute(_NOTE_WHAT_IS_KNOWN)
         if not is_hinted:
             connection.execute("REVOKE EXECUTE ON FUNCTION pg_catalog.pg_notify(text, text) FROM PUBLIC")
-        with socket.create_server((_HOST, 0)) as listener:
-            port = listener.getsockname()[1]
-        settings = {"CRONPLANE_PORT": str(port), "CRONPLANE_INSTALLATION_KEY": secrets.token_urlsafe(32)}
+        settings = api_settings()
         with running("runner", url), running("api", url, settings):
             wait_for(connection, SCHEDULED, CRONS)
-            sent = _change_crons(connection, url, port)
+            sent = _change_crons(connection, url, int(settings["CRONPLANE_PORT"]))
             wait_for(connection, _KNOWN, CHANGES)
         known = connection.execute(
             "SELECT id, extract(epoch FROM at) FROM public.known WHERE generation > 1"
@@ -65,11 +54,12 @@ def measure(url: URL, *, is_hinted: bool) -> list[float]:
 
 def _change_crons(connection: Connection[tuple[object, ...]], url: URL, port: int) -> dict[UUID, float]:
     """Change crons one after the other; gives when each request was sent (seconds since the epoch)."""
-    random, sent = Random(1), {}  # noqa: S311 - nothing is secret about a pause
-    crons = connection.execute("SELECT id, organization_id FROM scheduler.cron_jobs LIMIT %s", (CHANGES,)).fetchall()
-    key = asyncio.run(_key(url, organization_id=UUID(str(crons[0][1]))))
-    client = _connected(port)
-    for cron_id, organization_id in crons:
+    sent = {}
+    crons = connection.execute("SELECT id FROM scheduler.cron_jobs LIMIT %s", (CHANGES,)).fetchall()
+    organization_id, key = make_key(url)
+    wait_until_listening(port)
+    client = http.client.HTTPConnection(HOST, port)
+    for number, (cron_id,) in enumerate(crons):
         sent[UUID(str(cron_id))] = time.time()
         client.request(
             "PATCH",
@@ -80,30 +70,8 @@ def _change_crons(connection: Connection[tuple[object, ...]], url: URL, port: in
         answer = client.getresponse()
         assert answer.status == http.HTTPStatus.OK, answer.read()
         answer.read()
-        time.sleep(random.uniform(_SHORTEST_PAUSE, _LONGEST_PAUSE))
+        time.sleep(_SHORTEST_PAUSE + number * _GOLDEN % 1 * (_LONGEST_PAUSE - _SHORTEST_PAUSE))
     return sent
-
-
-async def _key(url: URL, *, organization_id: UUID) -> str:
-    engine = create_engine(url.set(username=SERVICE_ROLE), pool_size=1, application_name="bench")
-    async with transaction(engine) as connection:
-        _, key = await create_api_key(
-            connection, organization_id=organization_id, name="bench", role=Role.EDITOR, created_by="bench"
-        )
-    await engine.dispose()
-    return key
-
-
-def _connected(port: int) -> http.client.HTTPConnection:
-    client = http.client.HTTPConnection(_HOST, port)
-    for _ in range(int(_PATIENCE / _POLL)):
-        try:
-            client.connect()
-        except ConnectionRefusedError:
-            time.sleep(_POLL)
-        else:
-            return client
-    raise TimeoutError("the API does not listen")
 
 
 def report() -> None:

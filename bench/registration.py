@@ -7,38 +7,25 @@ meets both alike. The clients speak no more HTTP than they need, or they would b
 
 import asyncio
 import json
-import os
-import secrets
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
-from pathlib import Path
 from statistics import quantiles
 from uuid import UUID
 
 from sqlalchemy import URL
 
-from bench.server import SERVICE_ROLE, fresh_database, running_server
-from cronplane_core.api_key_repository import create_api_key
-from cronplane_core.database import connection_string, create_engine, transaction
-from cronplane_core.organization_repository import create_organization
-from cronplane_core.tables import Role
+from bench.role import CRONPLANE, HOST, RunningRole, api_settings, running, wait_until_listening
+from bench.server import fresh_database, make_key, running_server
 
 CLIENTS = 8
 TURNS = 5
 AIM = 0.6
 _TURN_SECONDS = 3.0
 _WARM_UP_SECONDS = 1.0
-_DISTRIBUTIONS = Path(__file__).parent / "distributions"
-_PATIENCE = 30.0
-_POLL = 0.05
-_OURS = ("-m", "cronplane_cli.main", "api")
-_BARE = ("-m", "bench.bare_fastapi")
+_BARE = "bench.bare_fastapi"
 _HEAD_END = b"\r\n\r\n"
 _names = count()
 
@@ -47,7 +34,7 @@ _names = count()
 class Server:
     """A running server, and whose crons to register there with which key."""
 
-    process_id: int
+    process: RunningRole
     port: int
     organization_id: UUID
     key: str
@@ -67,11 +54,6 @@ class Server:
             f"Authorization: Bearer {self.key}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n{body}"
         ).encode()
-
-    def cpu_seconds(self) -> float:
-        """Read what the process has used so far, in user and in kernel mode."""
-        fields = Path(f"/proc/{self.process_id}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(slots=True)
@@ -136,7 +118,7 @@ class _Client(asyncio.Protocol):
 def measure(ours_url: URL, bare_url: URL) -> tuple[Figures, Figures]:
     """Let both servers register crons in turn; returns our figures and the bare handler's."""
     ours, bare = Figures(), Figures()
-    with _serving(_OURS, ours_url) as our_server, _serving(_BARE, bare_url) as bare_server:
+    with _serving(CRONPLANE, ours_url) as our_server, _serving(_BARE, bare_url) as bare_server:
         for server in (our_server, bare_server):
             asyncio.run(_turn(server, Figures(), seconds=_WARM_UP_SECONDS))
         for _ in range(TURNS):
@@ -156,64 +138,21 @@ def report() -> None:
 
 
 async def _turn(server: Server, figures: Figures, *, seconds: float) -> None:
-    loop, started, cpu_seconds = asyncio.get_running_loop(), time.perf_counter(), server.cpu_seconds()
+    loop, started, cpu_seconds = asyncio.get_running_loop(), time.perf_counter(), server.process.cpu_seconds()
     clients = [_Client(server, figures.latencies, started + seconds) for _ in range(CLIENTS)]
     for client in clients:
-        await loop.create_connection(lambda client=client: client, "127.0.0.1", server.port)  # type: ignore[misc]
+        await loop.create_connection(lambda client=client: client, HOST, server.port)  # type: ignore[misc]
     for client in clients:
         await client.closed
     figures.seconds += time.perf_counter() - started
-    figures.cpu_seconds += server.cpu_seconds() - cpu_seconds
+    figures.cpu_seconds += server.process.cpu_seconds() - cpu_seconds
 
 
 @contextmanager
-def _serving(program: tuple[str, ...], url: URL) -> Iterator[Server]:
-    organization_id, key = asyncio.run(_organization(url))
-    port = _free_port()
-    environment = {
-        **os.environ,
-        "CRONPLANE_PORT": str(port),
-        "CRONPLANE_DATABASE_URL": connection_string(url.set(username=SERVICE_ROLE)),
-        "CRONPLANE_INSTALLATION_KEY": secrets.token_urlsafe(32),
-        "CRONPLANE_CRON_QUOTA": "1000000",
-        "PYTHONPATH": str(_DISTRIBUTIONS),
-    }
-    with subprocess.Popen(
-        [sys.executable, *program], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        try:
-            _wait_until_listening(process, port)
-            yield Server(process_id=process.pid, port=port, organization_id=organization_id, key=key)
-        finally:
-            process.terminate()
-
-
-async def _organization(url: URL) -> tuple[UUID, str]:
-    engine = create_engine(url, pool_size=1, application_name="bench")
-    async with transaction(engine) as connection:
-        organization = await create_organization(connection, name="bench")
-        _, key = await create_api_key(
-            connection, organization_id=organization.id, name="bench", role=Role.EDITOR, created_by="bench"
-        )
-    await engine.dispose()
-    return organization.id, key
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def _wait_until_listening(process: subprocess.Popen[bytes], port: int) -> None:
-    give_up = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-        except ConnectionRefusedError:
-            assert process.poll() is None, f"{process.args!r} has ended"
-            assert time.monotonic() < give_up, f"{process.args!r} does not listen"
-            time.sleep(_POLL)
-        else:
-            return
+def _serving(module: str, url: URL) -> Iterator[Server]:
+    organization_id, key = make_key(url)
+    settings = {**api_settings(), "CRONPLANE_LOG_LEVEL": "info"}
+    port = int(settings["CRONPLANE_PORT"])
+    with running("api", url, settings, module=module) as process:
+        wait_until_listening(port)
+        yield Server(process=process, port=port, organization_id=organization_id, key=key)

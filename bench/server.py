@@ -1,16 +1,21 @@
 """The PostgreSQL that benchmarks run on: embedded, with every default of durability, `fsync` included."""
 
+import asyncio
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import UUID
 
 import psycopg
 from sqlalchemy import URL
 
-from cronplane_core.database import connection_string, parse_url
+from cronplane_core.api_key_repository import create_api_key
+from cronplane_core.database import connection_string, create_engine, parse_url, transaction
 from cronplane_core.embedded_postgresql import EmbeddedPostgresql
+from cronplane_core.organization_repository import create_organization, list_organizations
+from cronplane_core.tables import Role
 from cronplane_entries.registry import CRON_REGISTRY
 from cronplane_migrations.migrate import migrate
 
@@ -36,6 +41,23 @@ def fresh_database(server: EmbeddedPostgresql, name: str) -> URL:
     url = parse_url(server.url(database=name))
     migrate(url, entries=[str(entry) for entry in CRON_REGISTRY], service_role=SERVICE_ROLE)
     return url
+
+
+def make_key(url: URL, *, organization: str = "bench") -> tuple[UUID, str]:
+    """Give an organization's id, which is made if it is not there, and the text of an editor's key for it."""
+    return asyncio.run(_make_key(url, organization))
+
+
+async def _make_key(url: URL, organization: str) -> tuple[UUID, str]:
+    engine = create_engine(url, pool_size=1, application_name="bench")
+    async with transaction(engine) as connection:
+        known = await list_organizations(connection, after=None, limit=1)
+        owner = known[0] if known else await create_organization(connection, name=organization)
+        _, key = await create_api_key(
+            connection, organization_id=owner.id, name="bench", role=Role.EDITOR, created_by="bench"
+        )
+    await engine.dispose()
+    return owner.id, key
 
 
 def connect(url: URL) -> psycopg.Connection[tuple[object, ...]]:

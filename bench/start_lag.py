@@ -12,15 +12,13 @@ from statistics import quantiles
 from sqlalchemy import URL
 
 from bench import naive
-from bench.role import FINISHED, SCHEDULED, running, set_clock, wait_for
+from bench.role import CLOCK_LEAD, FINISHED, SCHEDULED, running, set_clock, wait_for
 from bench.server import add_crons, connect, fresh_database, running_server
 
 CRONS = 100
 MINUTES = 15
 AIM = 0.03
 _START = datetime(2026, 3, 10, 12, 0, tzinfo=UTC)
-# The runner looks at the clock each second, and needs to have seen that it was set.
-_LEAD = timedelta(seconds=3)
 _SETTLE = 2.0
 _LAGS = """
     SELECT extract(epoch FROM started_at - scheduled_for) FROM scheduler.cron_runs
@@ -37,7 +35,7 @@ def measure(url: URL) -> list[float]:
             wait_for(connection, SCHEDULED, CRONS)
             time.sleep(_SETTLE)
             for minute in range(1, MINUTES + 2):
-                set_clock(connection, _START + timedelta(minutes=minute) - _LEAD)
+                set_clock(connection, _START + timedelta(minutes=minute) - CLOCK_LEAD)
                 wait_for(connection, FINISHED, CRONS * minute)
         lags = connection.execute(_LAGS, (_START + timedelta(minutes=1),)).fetchall()
     return [float(str(lag)) for (lag,) in lags]

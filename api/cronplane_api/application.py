@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.security import HTTPBearer
@@ -24,7 +25,31 @@ from cronplane_entries.entry_settings import read_entry_settings
 from cronplane_entries.registration import Registrar
 from cronplane_entries.registry import CronRegistry
 
+_PUBLIC_PATHS = ("/healthz", "/readyz")
 Background = Callable[[], AbstractAsyncContextManager[None]]
+
+
+class Application(FastAPI):
+    """FastAPI, with a document that tells of the key and of the problems."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Describe the API, with the key that all but the health routes ask for."""
+        if self.openapi_schema is None:
+            _complete(super().openapi())
+        return self.openapi_schema or {}
+
+
+def _complete(document: dict[str, Any]) -> None:
+    bearer = HTTPBearer(bearerFormat="cronplane_…").model
+    problem = ProblemBody.model_json_schema(ref_template="#/components/schemas/{model}")
+    components = document.setdefault("components", {})
+    components["securitySchemes"] = {"key": bearer.model_dump(by_alias=True, exclude_none=True, mode="json")}
+    components["schemas"].update(problem.pop("$defs"), ProblemBody=problem)
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            for parameter in operation.get("parameters", []):
+                leave_null_out(parameter["schema"])
+            operation["security"] = [] if path in _PUBLIC_PATHS else [{"key": []}]
 
 
 def create_application(
@@ -40,7 +65,7 @@ def create_application(
                 await stack.enter_async_context(enter())
             yield
 
-    application = FastAPI(
+    application = Application(
         title="Cronplane",
         version=__version__,
         summary="A control plane for typed cron jobs.",
@@ -55,7 +80,6 @@ def create_application(
     problem_details.install(application)
     for module in (crons, runs, entrypoints, organizations, health):
         application.include_router(module.router)
-    application.openapi = lambda: _openapi(application)  # type: ignore[method-assign]  # FastAPI's documented way
     return application
 
 
@@ -87,23 +111,3 @@ async def _running_state(settings: ApiSettings, registry: CronRegistry) -> Async
         with suppress(asyncio.CancelledError):
             await sending
         await engine.dispose()
-
-
-_PUBLIC_PATHS = ("/healthz", "/readyz")
-
-
-def _openapi(application: FastAPI) -> dict[str, object]:
-    """Describe the API, with the key that all but the health routes ask for."""
-    if application.openapi_schema is None:
-        document = FastAPI.openapi(application)
-        bearer = HTTPBearer(bearerFormat="cronplane_…").model
-        problem = ProblemBody.model_json_schema(ref_template="#/components/schemas/{model}")
-        components = document.setdefault("components", {})
-        components["securitySchemes"] = {"key": bearer.model_dump(by_alias=True, exclude_none=True, mode="json")}
-        components["schemas"].update(problem.pop("$defs"), ProblemBody=problem)
-        for path, operations in document["paths"].items():
-            for operation in operations.values():
-                for parameter in operation.get("parameters", []):
-                    leave_null_out(parameter["schema"])
-                operation["security"] = [] if path in _PUBLIC_PATHS else [{"key": []}]
-    return application.openapi_schema or {}

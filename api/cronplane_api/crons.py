@@ -384,10 +384,7 @@ async def _until_undisturbed(attempt: Callable[[], Awaitable[Response]]) -> Resp
 async def _found(request: Request, organization_id: UUID, cron_id: UUID, if_match: str | None) -> Cron:
     async with autocommit(state_of(request).engine) as connection:
         cron = await cron_repository.get_cron(connection, organization_id=organization_id, cron_id=cron_id)
-    if cron is None:
-        raise not_found()
-    check_if_match(if_match, cron)
-    return cron
+    return _as_expected(cron, if_match)
 
 
 async def _locked_as_judged(connection: AsyncConnection, judged: Cron, if_match: str | None) -> Cron:
@@ -399,6 +396,10 @@ async def _locked_as_judged(connection: AsyncConnection, judged: Cron, if_match:
 
 async def _locked(connection: AsyncConnection, organization_id: UUID, cron_id: UUID, if_match: str | None) -> Cron:
     cron = await cron_repository.lock_cron(connection, organization_id=organization_id, cron_id=cron_id)
+    return _as_expected(cron, if_match)
+
+
+def _as_expected(cron: Cron | None, if_match: str | None) -> Cron:
     if cron is None:
         raise not_found()
     check_if_match(if_match, cron)

@@ -26,7 +26,7 @@ from cronplane_api.errors import (
     ProblemDetail,
     ProblemError,
 )
-from cronplane_api.principals import Access, Principal, authorize, bearer_key, is_installation_key
+from cronplane_api.principals import Access, Principal, access_of, authorize, bearer_key, is_installation_key
 from cronplane_api.problem_details import documented
 from cronplane_api.state import state_of
 from cronplane_core.api_key_repository import authenticate
@@ -83,7 +83,7 @@ class GuardedRoute(APIRoute):
     def _refusals(self) -> Iterator[int]:
         """Name the statuses of the guards' own, for the description of the API."""
         yield from (400, 422)
-        if self.endpoint.access is not Access.PUBLIC:  # type: ignore[attr-defined]  # set by `requires`
+        if access_of(self.endpoint) is not Access.PUBLIC:
             yield from (401, 503)
         if self.body_field is not None:
             yield from (408, 413, 415)
@@ -91,7 +91,7 @@ class GuardedRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Put the guards before FastAPI's own handler."""
         handle = super().get_route_handler()
-        access: Role | Access = self.endpoint.access  # type: ignore[attr-defined]  # set by `requires`
+        access = access_of(self.endpoint)
         known_queries = {parameter.alias for parameter in self.dependant.query_params}
         takes_body = self.body_field is not None
 

@@ -82,7 +82,7 @@ async def get_organization(request: Request, organization_id: UUID) -> Response:
         organization = await organization_repository.get_organization(connection, organization_id=organization_id)
         return _shown(organization)
 
-    return await carry_out(request, read)
+    return await carry_out(request, read, is_one_statement=True)
 
 
 @router.patch(
@@ -100,6 +100,8 @@ async def update_organization(request: Request, organization_id: UUID, body: Org
         organization = await organization_repository.lock_organization(connection, organization_id=organization_id)
         if organization is None:
             raise not_found()
+        # A new quota begins with a true number, whatever was changed by hand or by older code.
+        await organization_repository.count_crons(connection, organization_id=organization_id)
         changes: dict[str, Any] = body.model_dump(exclude_unset=True)
         if body.entrypoints is not None:
             changes["entrypoints"] = frozenset(body.entrypoints)

@@ -75,6 +75,12 @@ def requires(access: Role | Access) -> Callable[[EndpointT], EndpointT]:
     return mark
 
 
+def access_of(endpoint: Callable[..., Any]) -> Role | Access:
+    """Give whom an endpoint serves; one that does not say is a defect, and its route cannot be made."""
+    access: Role | Access = endpoint.__dict__["access"]
+    return access
+
+
 def bearer_key(request: Request) -> str:
     """Read the key that a request shows (RFC 6750, section 2.1).
 

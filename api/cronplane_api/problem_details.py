@@ -3,9 +3,10 @@
 What went wrong inside is never told to a client; no input is repeated to anybody.
 """
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from itertools import islice
 from math import ceil
+from typing import TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -23,6 +24,7 @@ from cronplane_core.organization_repository import OrganizationNameTakenError, Q
 from cronplane_entries.invocation import MOST_ERRORS
 from cronplane_entries.registration import EntryNotGrantedError, RegistrationError
 
+ErrorT = TypeVar("ErrorT", bound=Exception)
 MEDIA_TYPE = "application/problem+json"
 # A name in a body may be as long as the body, and each error below it would repeat it.
 LONGEST_POINTER = 300
@@ -80,25 +82,36 @@ _SCHEMA = {"$ref": "#/components/schemas/ProblemBody"}
 
 def install(application: FastAPI) -> None:
     """Answer every error of this application with a problem."""
-    application.add_exception_handler(ProblemError, _on_problem)
-    application.add_exception_handler(RequestValidationError, _on_invalid_request)
-    application.add_exception_handler(RegistrationError, _on_registration)
-    application.add_exception_handler(EntryNotGrantedError, _on_not_granted)
-    application.add_exception_handler(QuotaExceededError, _on_quota)
-    application.add_exception_handler(CronNameTakenError, _on_conflict)
-    application.add_exception_handler(OrganizationNameTakenError, _on_conflict)
-    application.add_exception_handler(IdempotencyKeyReusedError, _on_reused_key)
-    application.add_exception_handler(DatabaseUnavailableError, _on_unavailable)
-    application.add_exception_handler(HTTPException, _on_http)
+    _answer(application, ProblemError, _on_problem)
+    _answer(application, RequestValidationError, _on_invalid_request)
+    _answer(application, RegistrationError, _on_registration)
+    _answer(application, EntryNotGrantedError, _on_not_granted)
+    _answer(application, QuotaExceededError, _on_quota)
+    _answer(application, CronNameTakenError, _on_conflict)
+    _answer(application, OrganizationNameTakenError, _on_conflict)
+    _answer(application, IdempotencyKeyReusedError, _on_reused_key)
+    _answer(application, DatabaseUnavailableError, _on_unavailable)
+    _answer(application, HTTPException, _on_http)
 
 
-async def _on_problem(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, ProblemError)  # noqa: S101 - told to mypy; Starlette calls us for nothing else
+def _answer(
+    application: FastAPI, kind: type[ErrorT], answer: Callable[[Request, ErrorT], Awaitable[JSONResponse]]
+) -> None:
+    """Answer errors of one kind, and give its type to the answer; Starlette's own interface knows only `Exception`."""
+
+    async def handle(request: Request, error: Exception) -> JSONResponse:
+        if not isinstance(error, kind):
+            raise error
+        return await answer(request, error)
+
+    application.add_exception_handler(kind, handle)
+
+
+async def _on_problem(_: Request, error: ProblemError) -> JSONResponse:
     return respond(error.problem, error.detail, error.errors)
 
 
-async def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)  # noqa: S101 - as above
+async def _on_invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
     details = (
         ProblemDetail(pointer=_place(found["loc"]), message=found["msg"], type=found["type"])
         for found in error.errors()
@@ -106,8 +119,7 @@ async def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
     return respond(errors.INVALID, "Some of the request is missing or wrong", details)
 
 
-async def _on_registration(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RegistrationError)  # noqa: S101 - as above
+async def _on_registration(_: Request, error: RegistrationError) -> JSONResponse:
     details = [
         ProblemDetail(pointer=pointer(found.path), message=found.message, type=found.type) for found in error.errors
     ]
@@ -119,8 +131,7 @@ async def _on_not_granted(_: Request, error: Exception) -> JSONResponse:
     return respond(errors.ENTRY_NOT_GRANTED, f"{error}; ask the administrator", [detail])
 
 
-async def _on_quota(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, QuotaExceededError)  # noqa: S101 - as above
+async def _on_quota(_: Request, error: QuotaExceededError) -> JSONResponse:
     response = respond(errors.QUOTA_EXCEEDED, str(error))
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(max(ceil(error.retry_after.total_seconds()), 1))
@@ -139,8 +150,7 @@ async def _on_unavailable(_: Request, error: Exception) -> JSONResponse:
     return respond(errors.UNAVAILABLE, str(error))
 
 
-async def _on_http(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)  # noqa: S101 - as above
+async def _on_http(request: Request, error: HTTPException) -> JSONResponse:
     known = {problem.status: problem for problem in (errors.NOT_FOUND, errors.METHOD_NOT_ALLOWED, errors.MALFORMED)}
     problem = known.get(error.status_code, Problem(status=error.status_code, slug="refused", title=error.detail))
     response = respond(problem, _SENTENCES.get(error.status_code, error.detail))

@@ -41,6 +41,7 @@ Credential = Annotated[
     ),
 ]
 OrganizationId = Annotated[UUID, typer.Argument(help="The organization's id.")]
+_MOST_DIGITS = 10
 _DEFAULT_URL = "http://127.0.0.1:8080"
 
 
@@ -166,7 +167,7 @@ def limit_organization(
 def _quota(text: str) -> int | None:
     if text == "default":
         return None
-    if not (text.isascii() and text.isdigit()):
+    if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS):
         raise CommandError(f"{text!r} is neither a number nor `default`")
     return int(text)
 

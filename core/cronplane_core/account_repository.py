@@ -12,6 +12,7 @@ from uuid import UUID
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from cronplane_core import array_literals as arrays
 from cronplane_core.account import (
     CronAccount,
     RecordedFires,
@@ -21,6 +22,7 @@ from cronplane_core.account import (
     first_unsettled,
 )
 from cronplane_core.database import transaction
+from cronplane_core.job_state_repository import StoredVersion, read_versions
 from cronplane_core.schedule import Schedule
 from cronplane_core.timeline import ScheduleVersion
 
@@ -35,17 +37,11 @@ _CRONS = text(
     WHERE cron.id > :after ORDER BY cron.id LIMIT :limit
     """
 )
-_VERSIONS = text(
-    """
-    SELECT cron_id, generation, effective_from, cron_expr, tz, enabled
-    FROM scheduler.cron_job_versions WHERE cron_id = ANY(:ids) ORDER BY cron_id, generation
-    """
-)
 _RECORDED = text(
     """
     SELECT cron_id, id AS run_id, scheduled_for AS first, coalesce(missed_until, scheduled_for) AS last,
            coalesce(missed_count, 1) AS fires, started_at
-    FROM scheduler.cron_runs WHERE cron_id = ANY(:ids) AND trigger_kind = 'schedule'
+    FROM scheduler.cron_runs WHERE cron_id = ANY(CAST(:ids AS uuid[])) AND trigger_kind = 'schedule'
     ORDER BY cron_id, scheduled_for, missed_until NULLS FIRST
     """
 )
@@ -113,22 +109,24 @@ def _violations(account: CronAccount, *, now: datetime, grace: Grace) -> Iterabl
 async def _accounts(connection: AsyncConnection, *, now: datetime) -> AsyncIterator[list[CronAccount]]:
     after = UUID(int=0)
     while crons := (await connection.execute(_CRONS, {"after": after, "limit": _BATCH})).all():
-        ids = {"ids": [cron.id for cron in crons]}
-        versions = _by_cron(await connection.execute(_VERSIONS, ids))
-        recorded = _by_cron(await connection.execute(_RECORDED, ids))
-        yield [_account(cron, versions.get(cron.id, []), recorded.get(cron.id, []), now=now) for cron in crons]
-        after = crons[-1].id
+        ids = [cron.id for cron in crons]
+        versions = await read_versions(connection, cron_ids=ids)
+        recorded = await _recorded(connection, ids)
+        yield [_account(cron, versions[cron.id], recorded[cron.id], now=now) for cron in crons]
+        after = ids[-1]
 
 
-def _by_cron(rows: Iterable[Row[Any]]) -> dict[UUID, list[Row[Any]]]:
-    found: dict[UUID, list[Row[Any]]] = {}
-    for row in rows:
-        found.setdefault(row.cron_id, []).append(row)
+async def _recorded(connection: AsyncConnection, cron_ids: Sequence[UUID]) -> dict[UUID, list[RecordedFires]]:
+    found: dict[UUID, list[RecordedFires]] = {cron_id: [] for cron_id in cron_ids}
+    for row in await connection.execute(_RECORDED, {"ids": arrays.uuids(cron_ids)}):
+        found[row.cron_id].append(
+            RecordedFires(run_id=row.run_id, first=row.first, last=row.last, count=row.fires, started_at=row.started_at)
+        )
     return found
 
 
 def _account(
-    cron: Row[Any], versions: Sequence[Row[Any]], recorded: Sequence[Row[Any]], *, now: datetime
+    cron: Row[Any], versions: Sequence[StoredVersion], recorded: Sequence[RecordedFires], *, now: datetime
 ) -> CronAccount:
     return CronAccount(
         cron_id=cron.id,
@@ -140,21 +138,17 @@ def _account(
             for version in versions
         ),
         settled_before=_settled_before(cron, versions, now=now),
-        recorded=tuple(
-            RecordedFires(run_id=row.run_id, first=row.first, last=row.last, count=row.fires, started_at=row.started_at)
-            for row in recorded
-        ),
+        recorded=tuple(recorded),
     )
 
 
-def _settled_before(cron: Row[Any], versions: Sequence[Row[Any]], *, now: datetime) -> datetime:
+def _settled_before(cron: Row[Any], versions: Sequence[StoredVersion], *, now: datetime) -> datetime:
     """Give the instant before which the runner has claimed all that was owed, as far as the runner's own record goes.
 
     That is the next fire that it stored, unless an edit has come before that fire: then it knows only up to the edit.
     """
     if cron.job_generation is None:
-        first: datetime = versions[0].effective_from if versions else now
-        return first + _INSTANT
+        return (versions[0].effective_from if versions else now) + _INSTANT
     bounds: list[datetime] = [
         version.effective_from + _INSTANT for version in versions if version.generation > cron.job_generation
     ][:1]

@@ -6,6 +6,7 @@ belongs either to the version before or to the one after.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -159,39 +160,37 @@ async def insert_cron(
             counted (`count_crons`) and ask once more before anybody is refused.
 
     """
-    values = {
-        **_values(definition),
+    given: dict[str, Any] = {
         "id": cron_id,
         "organization_id": organization_id,
-        "source": source.value,
+        "source": source,
         "source_uid": source_uid,
         "source_generation": source_generation,
         "created_by": created_by,
         "updated_by": created_by,
     }
-    parameters = {"quota": cron_quota, **{f"new_{name}": value for name, value in values.items()}}
-    try:
-        row = (await connection.execute(_INSERT, parameters)).one_or_none()
-    except IntegrityError as error:
-        if _is_name_taken(error):
-            raise _name_taken(definition.name) from error
-        raise
+    row = await _insert_row(connection, _values(definition) | given | {"source": source.value}, quota=cron_quota)
     if row is None:
         raise QuotaExceededError("The organization has as many crons as it may have; delete some, or ask for more")
     return Cron(
-        id=cron_id,
-        organization_id=organization_id,
+        **given,
         definition=replace(definition, user_payload=row.user_payload, execution_payload=row.execution_payload),
         generation=row.generation,
         effective_from=row.effective_from,
-        source=source,
-        source_uid=source_uid,
-        source_generation=source_generation,
         created_at=row.created_at,
-        created_by=created_by,
         updated_at=row.updated_at,
-        updated_by=created_by,
     )
+
+
+async def _insert_row(connection: AsyncConnection, values: Mapping[str, Any], *, quota: int) -> Row[Any] | None:
+    """Give what PostgreSQL made of the row, or None if the quota let none in."""
+    parameters = {"quota": quota, **{f"new_{name}": value for name, value in values.items()}}
+    try:
+        return (await connection.execute(_INSERT, parameters)).one_or_none()
+    except IntegrityError as error:
+        if _is_name_taken(error):
+            raise _name_taken(values["name"]) from error
+        raise
 
 
 async def get_cron(connection: AsyncConnection, *, organization_id: UUID, cron_id: UUID) -> Cron | None:

@@ -23,6 +23,7 @@ from cronplane_entries.core import (
     RegistrationRefusedError,
 )
 from cronplane_entries.http_exchange import (
+    HEADER_VALUE,
     ExchangeError,
     ExchangeTimeoutError,
     HttpReply,
@@ -32,7 +33,7 @@ from cronplane_entries.http_exchange import (
 )
 from cronplane_entries.http_secrets import blot_out
 from cronplane_entries.http_target import HttpTarget, TargetError, parse_target
-from cronplane_entries.invocation import MAXIMUM_RESULT_BYTES, ResultInvalidError, encode_result
+from cronplane_entries.invocation import ResultInvalidError, ResultTooLargeError, encode_result
 
 DEFAULT_TIMEOUT_SECONDS = 300.0
 MOST_ANSWER_BYTES = 1024 * 1024
@@ -155,7 +156,7 @@ class AgentBackend:
             "POST",
             f"/projects/{payload.project_id}/{payload.env}/run",
             within=self.timeout_seconds,
-            content=_json(payload.input_data),
+            content=json.dumps(payload.input_data, ensure_ascii=False).encode(),
             # A run may be attempted again, and the backend can tell by this that it has seen it.
             headers=(("Content-Type", "application/json"), ("Idempotency-Key", str(context.run.id))),
         )
@@ -227,7 +228,7 @@ def _base(text: str) -> HttpTarget:
 
 
 def _api_key(text: str) -> str:
-    if not (text.isascii() and text.isprintable()) or text != text.strip():
+    if not HEADER_VALUE.fullmatch(text):
         raise ValueError("API_KEY is no header's value: it is visible ASCII")
     # A shorter one could not be told from ordinary text when it is blotted out of answers.
     if len(text) < _SHORTEST_KEY:
@@ -334,17 +335,12 @@ def _invalid(error: ValidationError) -> NoReturn:
 
 
 def _check_can_be_kept(result: Mapping[str, object]) -> None:
-    size = len(_json(result))
-    if size > MAXIMUM_RESULT_BYTES:
-        raise AnswerTooLongError(f"The agent's answer takes {size} bytes, and a result {MAXIMUM_RESULT_BYTES} at most")
     try:
         encode_result(result)
+    except ResultTooLargeError as error:
+        raise AnswerTooLongError(f"The agent's answer is too long to be kept: {error}") from error
     except ResultInvalidError as error:
         raise AnswerInvalidError(f"The agent's answer cannot be kept: {error}") from error
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="surrogatepass")
 
 
 def _text(error: JsonValue) -> str:

@@ -6,6 +6,7 @@ entry asks for is all that happens. What a server or a library says is not repea
 
 import asyncio
 import logging
+import re
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from cronplane_entries.core import EntryError
 from cronplane_entries.http_target import HttpTarget
 
 CONNECT_SECONDS = 10.0
+# What a header's value may be here, which is less than RFC 9110, section 5.5, allows: visible ASCII, blanks inside.
+HEADER_VALUE = re.compile(r"[!-~]([ -~\t]*[!-~])?", re.ASCII)
 _OWN_HEADERS = (
     ("User-Agent", f"cronplane/{__version__}"),
     ("Accept", "*/*"),

@@ -27,6 +27,7 @@ from cronplane_entries.core import (
     RegistrationRefusedError,
 )
 from cronplane_entries.http_exchange import (
+    HEADER_VALUE,
     ExchangeTimeoutError,
     HttpReply,
     HttpRequest,
@@ -62,7 +63,6 @@ _SETTINGS = {"allowed_hosts", "secrets", "ca_file"}
 
 # RFC 9110, section 5.6.2: what a header's name is made of.
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,128}", re.ASCII)
-_HEADER_VALUE = re.compile(r"([!-~]([ -~\t]*[!-~])?)?", re.ASCII)
 # These say how the message is delivered, to whom, or how it is framed, which is not for a tenant to choose.
 _RESERVED_HEADERS = frozenset(
     {
@@ -206,7 +206,7 @@ def _check_header(name: str, value: str | SecretReference, seen: set[str]) -> No
     if name.lower() in seen:
         raise ValueError(f"the header {name} is there twice")
     seen.add(name.lower())
-    if isinstance(value, str) and not _HEADER_VALUE.fullmatch(value):
+    if isinstance(value, str) and value and not HEADER_VALUE.fullmatch(value):
         raise ValueError(f"the header {name} has a value with a line break, a control or a non-ASCII character")
 
 
@@ -218,19 +218,16 @@ class Outbound:
     secrets: HttpSecrets
     ca_file: Path | None
 
-    async def check(self, request: UserPayload, *, organization_id: UUID) -> HttpTarget:
-        """Let a request pass, or not, and give where it goes.
+    def check_secrets(self, request: UserPayload, *, organization_id: UUID) -> HttpTarget:
+        """Let a request's secrets go where it goes, or not, and give where that is.
 
         Raises:
-            DestinationRefusedError: it may not go there.
-            SecretRefusedError: one of its secrets may not go there.
-            UnresolvedError: the host has no address.
+            SecretRefusedError: one of them may not go there.
 
         """
         target = parse_target(request.url)
         for _, reference in request.secrets:
             self.secrets.check(reference.secret, organization_id=organization_id, target=target)
-        await self.guard.addresses(target.host, target.port)
         return target
 
 
@@ -265,8 +262,9 @@ async def validate_registration(payload: UserPayload, *, context: RegistrationCo
     """Refuse a request that may not be made. A name that cannot be resolved now may be by the time it runs."""
     outbound = read_settings(context.services.settings)
     try:
+        target = outbound.check_secrets(payload, organization_id=context.organization.id)
         async with asyncio.timeout(_RESOLVING_SECONDS):
-            await outbound.check(payload, organization_id=context.organization.id)
+            await outbound.guard.addresses(target.host, target.port)
     except DestinationRefusedError as error:
         raise RegistrationRefusedError(str(error), field=("url",)) from error
     except SecretRefusedError as error:
@@ -279,9 +277,7 @@ async def validate_registration(payload: UserPayload, *, context: RegistrationCo
 async def validate_execution(payload: ExecutionPayload, *, context: ExecutionContext) -> None:
     """Find out whether the request may still be made; where the connection goes is judged again when it is made."""
     outbound = read_settings(context.services.settings)
-    target = parse_target(payload.request.url)
-    for _, reference in payload.request.secrets:
-        outbound.secrets.check(reference.secret, organization_id=context.cron.organization_id, target=target)
+    outbound.check_secrets(payload.request, organization_id=context.cron.organization_id)
 
 
 async def execute(payload: ExecutionPayload, *, context: ExecutionContext) -> dict[str, object]:

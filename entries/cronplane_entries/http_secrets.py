@@ -20,6 +20,7 @@ from uuid import UUID
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from cronplane_entries.core import EntryError
+from cronplane_entries.http_exchange import HEADER_VALUE
 from cronplane_entries.http_target import HttpTarget, TargetError, normalize_host
 from cronplane_entries.outbound_guard import parse_allowed_hosts
 
@@ -35,7 +36,6 @@ _ESCAPED = re.compile(
     rb"(?:%|\\u00|\\x)([0-9a-f]{2})|(&(?:#[0-9]{1,6}|#x[0-9a-f]{1,6}|[a-z]{2,6});)|\\([!-~])|\0", re.IGNORECASE
 )
 _LONGEST_ESCAPED = 10
-_HEADER_VALUE = re.compile(r"[!-~]([ -~\t]*[!-~])?", re.ASCII)
 
 
 class SecretRefusedError(EntryError):
@@ -113,7 +113,7 @@ class HttpSecrets:
         file = declaration.file
         value = self.settings.get(f"secret_{name}", "") if file is None else _read(name, file)
         value = value.removesuffix("\n").removesuffix("\r")
-        if not _HEADER_VALUE.fullmatch(value) or len(value) > _LONGEST_VALUE:
+        if not HEADER_VALUE.fullmatch(value) or len(value) > _LONGEST_VALUE:
             raise SecretUnreadableError(f"The secret {name!r} is empty or no header's value; tell the administrator")
         return value
 

@@ -64,6 +64,10 @@ class ResultInvalidError(EntryError):
     """What the executor returned cannot be kept; return a small mapping of JSON values, or nothing."""
 
 
+class ResultTooLargeError(ResultInvalidError):
+    """The result is larger than what is kept of one; return less of it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
     """A payload that the entry accepted: as the person sent it, normalized, and as the executor will get it; JSON."""
@@ -183,7 +187,8 @@ def encode_result(result: object) -> str | None:
     """Give a result as JSON text that PostgreSQL accepts; None stays None.
 
     Raises:
-        ResultInvalidError: it is no mapping, not JSON, too large, or holds what PostgreSQL's jsonb refuses.
+        ResultTooLargeError: it is too large.
+        ResultInvalidError: it is no mapping, not JSON, or holds what PostgreSQL's jsonb refuses.
 
     """
     if result is None:
@@ -198,7 +203,7 @@ def encode_result(result: object) -> str | None:
     except (TypeError, ValueError, RecursionError) as error:
         raise ResultInvalidError(f"The result is not JSON: {error}") from error
     if size > MAXIMUM_RESULT_BYTES:
-        raise ResultInvalidError(f"The result has {size} bytes, more than {MAXIMUM_RESULT_BYTES}")
+        raise ResultTooLargeError(f"The result has {size} bytes, more than {MAXIMUM_RESULT_BYTES}")
     if _may_be_unstorable(text):
         for found in unstorable(json.loads(text)):
             raise ResultInvalidError(f"The result cannot be kept: {found.message}")

@@ -211,14 +211,6 @@ class Term:
             entrypoints=_in_process_entries(self._registry),
             recorder=self._recorder,
         )
-        pool = WorkerPool(
-            workers=self._settings.workers,
-            max_workers=self._settings.max_workers,
-            real_seconds=self._clock.real_seconds,
-            on_outcomes=dispatcher.on_outcomes,
-            on_appetite=dispatcher.on_appetite,
-            settings=self._entry_settings,
-        )
         claimer = Claimer(
             engine=self._engine,
             lease=self._lease,
@@ -241,9 +233,19 @@ class Term:
             claimer=claimer,
             reconciler=reconciler,
             dispatcher=dispatcher,
-            pool=pool,
+            pool=self._worker_pool(dispatcher),
             store=store,
             scheduler=scheduler,
+        )
+
+    def _worker_pool(self, dispatcher: Dispatcher) -> WorkerPool:
+        return WorkerPool(
+            workers=self._settings.workers,
+            max_workers=self._settings.max_workers,
+            real_seconds=self._clock.real_seconds,
+            on_outcomes=dispatcher.on_outcomes,
+            on_appetite=dispatcher.on_appetite,
+            settings=self._entry_settings,
         )
 
     async def _take_over(self, parts: _Parts) -> None:

@@ -241,7 +241,7 @@ MISBEHAVIOUR: dict[str, tuple[bytes | None, str, str]] = {
     "a NUL": (answer(200, b'{"message": "\\u0000"}'), "AnswerInvalidError", "cannot be kept"),
     "not a number": (answer(200, b'{"artifacts": NaN}'), "AnswerInvalidError", "cannot be kept"),
     "deep nesting": (answer(200, b'{"files": ' + b"[" * 90 + b"]" * 90 + b"}"), "AnswerInvalidError", "cannot be kept"),
-    "too long a result": (answer(200, LONG), "AnswerTooLongError", "and a result 65536 at most"),
+    "too long a result": (answer(200, LONG), "AnswerTooLongError", "too long to be kept: The result has 70"),
     "too long an answer": (answer(200, ENDLESS), "AnswerTooLongError", "has more than 1048576 bytes"),
     "an error": (answer(200, b'{"error": {"code": 7}}'), "AgentFailedError", 'The agent failed: {"code": 7}'),
     "a NUL in an error": (answer(200, b'{"error": "a\\u0000b"}'), "AgentFailedError", "The agent failed: a"),

@@ -229,6 +229,14 @@ async def test_crons_that_were_removed_by_hand_are_noticed_before_one_is_refused
     assert (await api.call("GET", f"/organizations/{api.organization_id}")).json()["crons"] == 1
 
 
+async def test_a_new_quota_begins_with_a_true_number(api: Any, add_cron: Any, database: Any) -> None:
+    await add_cron("first")
+    await add_cron("second")
+    database.execute("UPDATE scheduler.organizations SET crons = 0")
+    assert (await limit(api, cron_quota=2))["crons"] == 2
+    assert (await api.call("POST", "", json=body(), key="editor")).status_code == 429
+
+
 async def test_a_quota_below_what_is_there_takes_nothing_away(api: Any) -> None:
     cron = await api.register()
     await limit(api, cron_quota=0)
@@ -341,6 +349,7 @@ async def test_counting_triggers_reads_an_index_of_manual_runs_alone(api: Any, d
     ("options", "sentence"),
     [
         (["--crons", "many"], "'many' is neither a number nor `default`"),
+        (["--crons", "9" * 11], "'99999999999' is neither a number nor `default`"),
         (["--entry", "no_op", "--every-entry"], "--entry and --every-entry exclude each other; give one of them"),
     ],
 )

@@ -6,6 +6,11 @@ revision = "0002"
 down_revision = "0001"
 
 STATEMENTS = (
+    # First, since it takes the longest: while organizations are locked, no key is recognized.
+    """
+    CREATE INDEX cron_runs_triggered ON scheduler.cron_runs (organization_id, created_at)
+    WHERE trigger_kind = 'manual'
+    """,
     """
     ALTER TABLE scheduler.organizations
         ADD COLUMN entrypoints text[],
@@ -27,10 +32,6 @@ STATEMENTS = (
         SELECT count(*) FROM scheduler.cron_jobs cron
         WHERE cron.organization_id = organization.id AND cron.deleted_at IS NULL
     )
-    """,
-    """
-    CREATE INDEX cron_runs_triggered ON scheduler.cron_runs (organization_id, created_at)
-    WHERE trigger_kind = 'manual'
     """,
 )
 
