@@ -30,6 +30,10 @@ demo: $(READY) ## Start the whole system with a cron of every entry; Ctrl-C stop
 bench: $(READY) ## Measure, each figure beside its baseline of the same run (NAME=… for one of them)
 	$(BIN)/python -m bench $(NAME)
 
+.PHONY: soak
+soak: $(READY) ## Kill everything at random for half an hour; parts add up (MINUTES=… SEED=… STATE=…)
+	$(BIN)/python -m bench.soak --minutes $(or $(MINUTES),30) --state $(or $(STATE),.cronplane/soak) $(if $(SEED),--seed $(SEED))
+
 .PHONY: lint
 lint: $(READY) ## Style
 	$(BIN)/ruff check .

@@ -60,6 +60,7 @@ def running(
     settings = {
         "CRONPLANE_DATABASE_URL": connection_string(url.set(username=SERVICE_ROLE)),
         "CRONPLANE_LOG_LEVEL": "warning",
+        "CRONPLANE_METRICS_PORT": "0",
         "PYTHONPATH": str(_DISTRIBUTIONS),
     }
     with subprocess.Popen(

@@ -1,13 +1,22 @@
 """What tests share: a real PostgreSQL with a fresh database for each test, its clock, and a runner that tells all."""
 
 import asyncio
+import json
+import os
+import secrets
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from uuid import UUID, uuid4
 
 import psycopg
@@ -16,18 +25,24 @@ from pydantic import SecretStr
 from sqlalchemy import URL, event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cronplane_core.cron_repository import Cron, Definition, Policy, insert_cron
+from cronplane_core.account_repository import Grace, find_violations
+from cronplane_core.cron_repository import Cron, Definition, NewCron, Policy, insert_crons
 from cronplane_core.database import connection_string, create_engine, parse_url, transaction
 from cronplane_core.embedded_postgresql import EmbeddedPostgresql
+from cronplane_core.lease import LeaseState
 from cronplane_core.organization_repository import Organization, create_organization
-from cronplane_core.run_transitions import FinishedRun, NewRun
+from cronplane_core.run_states import ActiveRun, Decision
+from cronplane_core.run_transitions import FinishedRun, NewRun, StartedAttempt
 from cronplane_core.settings import RunnerSettings
 from cronplane_entries.registry import CronRegistry
 from cronplane_migrations.migrate import migrate
+from cronplane_operator.account_scan import ScanReport
 from cronplane_operator.run_recorder import RunRecorder
 from cronplane_operator.runner import Runner
+from cronplane_operator.runner_metrics import Load
 
 DISTRIBUTIONS = Path(__file__).parent / "distributions"
+PROGRAMS = Path(__file__).parent / "programs"
 SERVICE_ROLE = "cronplane_service"
 # Only so that a test that would hang fails instead; nothing is measured by it.
 HANG_GUARD = 30.0
@@ -186,9 +201,9 @@ def add_cron(engine: AsyncEngine, organization: Organization) -> AddCron:
             enabled=enabled,
         )
         async with transaction(engine) as connection:
-            return await insert_cron(
-                connection, cron_id=uuid4(), organization_id=organization_id, definition=definition, created_by="test"
-            )
+            new = NewCron(id=uuid4(), definition=definition, created_by="test")
+            [cron] = await insert_crons(connection, organization_id=organization_id, crons=[new])
+            return cron
 
     return add
 
@@ -203,6 +218,12 @@ class Journal(RunRecorder):
         self.epochs: list[int] = []
         self.failures: list[Exception] = []
         self.obstacles: list[str] = []
+        self.scans: list[ScanReport] = []
+        self.loads: list[Load] = []
+        self.sights = 0
+        self.started_runs: list[UUID] = []
+        self.retries: list[UUID] = []
+        self.waiting_runs: list[UUID] = []
         self._changed = asyncio.Event()
 
     def became_leader(self, *, holder: str, epoch: int) -> None:
@@ -219,9 +240,29 @@ class Journal(RunRecorder):
         self.obstacles.append(obstacle)
         self._changed.set()
 
+    def leader_seen(self, lease: LeaseState | None) -> None:
+        super().leader_seen(lease)
+        self.sights += 1
+        self._changed.set()
+
     def claimed(self, runs: Sequence[NewRun]) -> None:
         super().claimed(runs)
         self.claims.extend(runs)
+        self._changed.set()
+
+    def started(self, attempts: Sequence[StartedAttempt]) -> None:
+        super().started(attempts)
+        self.started_runs.extend(attempt.run.id for attempt in attempts)
+        self._changed.set()
+
+    def retry_scheduled(self, *, run: ActiveRun, decision: Decision) -> None:
+        super().retry_scheduled(run=run, decision=decision)
+        self.retries.append(run.id)
+        self._changed.set()
+
+    def handed_on(self, *, run: ActiveRun) -> None:
+        super().handed_on(run=run)
+        self.waiting_runs.append(run.id)
         self._changed.set()
 
     def finished(self, runs: Sequence[FinishedRun]) -> None:
@@ -232,6 +273,16 @@ class Journal(RunRecorder):
     def term_failed(self, *, error: Exception) -> None:
         super().term_failed(error=error)
         self.failures.append(error)
+        self._changed.set()
+
+    def scanned(self, report: ScanReport) -> None:
+        super().scanned(report)
+        self.scans.append(report)
+        self._changed.set()
+
+    def observed(self, load: Load) -> None:
+        super().observed(load)
+        self.loads.append(load)
         self._changed.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -271,9 +322,9 @@ async def start_runner(database: Database, entries: CronRegistry) -> AsyncIterat
 
     async def start(*, wait: bool = True, **settings: Any) -> RunningRunner:
         url = SecretStr(database.url.render_as_string(hide_password=False))
-        settings.setdefault("drain_grace", timedelta(seconds=0.5))
+        settings = {"database_url": url, "drain_grace": timedelta(seconds=0.5), **settings}
         journal = Journal()
-        runner = Runner(settings=RunnerSettings(database_url=url, **settings), registry=entries, recorder=journal)
+        runner = Runner(settings=RunnerSettings(**settings), registry=entries, recorder=journal)
         running = RunningRunner(runner, journal, asyncio.create_task(runner.run()))
         started.append(running)
         if wait:
@@ -285,3 +336,241 @@ async def start_runner(database: Database, entries: CronRegistry) -> AsyncIterat
     for running in started:
         await running.stop()
         assert running.journal.failures == []
+
+
+# Faults
+
+
+@pytest.fixture
+def seed() -> str:
+    """What every random choice of a test follows from; it is printed when the test fails, and can be given again."""
+    chosen = os.environ.get("CRONPLANE_TEST_SEED") or secrets.token_hex(4)
+    sys.stdout.write(f"CRONPLANE_TEST_SEED={chosen}\n")
+    return chosen
+
+
+@pytest.fixture
+def own_server() -> Iterator[EmbeddedPostgresql]:
+    """A PostgreSQL that a test may stop."""
+    directory = Path(tempfile.mkdtemp(prefix="cronplane-test-", dir=_fast_folder()))
+    directory.chmod(0o755)
+    with EmbeddedPostgresql(directory / "data", {"fsync": "off"}) as server:
+        yield server
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def migrate_on(entries: CronRegistry) -> Callable[[EmbeddedPostgresql], Database]:
+    """Make a migrated database on a server of the test's own."""
+
+    def migrate_on(server: EmbeddedPostgresql) -> Database:
+        owner_url = parse_url(server.url())
+        migrate(owner_url, entries=[str(entry) for entry in entries], service_role=SERVICE_ROLE)
+        return Database(name="postgres", owner_url=owner_url, url=owner_url.set(username=SERVICE_ROLE))
+
+    return migrate_on
+
+
+class Lines:
+    """What a program says, read as it comes, so that the program is never held up by us."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._lines: list[str] = []
+        self._changed = threading.Condition()
+        self._reader = threading.Thread(target=self._read, args=[stream], daemon=True)
+        self._reader.start()
+
+    def _read(self, stream: IO[str]) -> None:
+        for line in stream:
+            with self._changed:
+                self._lines.append(line)
+                self._changed.notify_all()
+
+    def count(self, text: str) -> int:
+        with self._changed:
+            return sum(1 for line in self._lines if text in line)
+
+    def wait_for(self, text: str, *, times: int = 1) -> str:
+        """Wait until so many lines have this text, and give the last of them."""
+
+        def found() -> list[str]:
+            return [line for line in self._lines if text in line]
+
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(found()) >= times, HANG_GUARD), f"{text!r} in {self._lines}"
+            return found()[times - 1]
+
+    def close(self) -> None:
+        self._reader.join()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CronplaneProcess:
+    """A role as a process, which can be killed, stopped and made to go on."""
+
+    process: subprocess.Popen[str]
+    log: Lines
+
+    def wait_killed(self) -> None:
+        assert self.process.wait(HANG_GUARD) == -signal.SIGKILL
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.wait_killed()
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def stop(self) -> None:
+        """Ask it to drain and end."""
+        self.send(signal.SIGTERM)
+        assert self.process.wait(HANG_GUARD) == 0
+
+    @property
+    def address(self) -> str:
+        """Where an API is served."""
+        return "http://" + self.log.wait_for("Uvicorn running on").partition("http://")[2].split()[0].strip('",')
+
+
+StartProcess = Callable[..., CronplaneProcess]
+
+
+@pytest.fixture
+def start_process(database: Database, entries: CronRegistry, seed: str) -> Iterator[StartProcess]:
+    """Start roles as processes, armed with a failpoint if one is named (see `fault_entries`); none outlives the test.
+
+    Settings are named as their classes name them.
+    """
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("CRONPLANE_")}
+    installation_key = secrets.token_urlsafe(32)
+    with ExitStack() as stack:
+
+        def start(
+            role: str, *, failpoint: str = "", distributions: str = str(DISTRIBUTIONS), **settings: object
+        ) -> CronplaneProcess:
+            settings = {
+                "database_url": connection_string(database.url),
+                "installation_key": installation_key,
+                "port": 0,
+                "metrics_port": 0,
+                "drain_grace": 0.5,
+                "test_failpoint": failpoint,
+                "test_seed": seed,
+                **settings,
+            }
+            process = subprocess.Popen(
+                [sys.executable, str(PROGRAMS / "cronplane_with_faults.py"), role],
+                stderr=subprocess.PIPE,
+                text=True,
+                env={
+                    **inherited,
+                    **{f"CRONPLANE_{name.upper()}": str(value) for name, value in settings.items()},
+                    "PYTHONPATH": distributions,
+                },
+            )
+            stack.enter_context(process)
+            assert process.stderr is not None
+            log = Lines(process.stderr)
+            stack.callback(log.close)
+            stack.callback(process.kill)
+            return CronplaneProcess(process=process, log=log)
+
+        yield start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relay:
+    """Another way to the test's database, on which connections break as ordered (see `postgresql_relay`)."""
+
+    url: URL
+    process: subprocess.Popen[str]
+    told: Lines
+
+    def order(self, **rates: object) -> None:
+        """Break connections at these rates from now on, and no others."""
+        orders = self.told.count("ordered")
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(rates) + "\n")
+        self.process.stdin.flush()
+        self.told.wait_for("ordered", times=orders + 1)
+
+
+@pytest.fixture
+def relay(database: Database, seed: str) -> Iterator[Relay]:
+    directory = Path(tempfile.mkdtemp(prefix="cronplane-relay-"))
+    upstream = Path(str(database.url.query["host"])) / ".s.PGSQL.5432"
+    process = subprocess.Popen(
+        [sys.executable, str(PROGRAMS / "postgresql_relay.py"), str(directory), str(upstream), seed],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        told = Lines(process.stdout)
+        told.wait_for("ready")
+        yield Relay(url=database.url.set(query={"host": str(directory)}), process=process, told=told)
+        process.kill()
+        told.close()
+    shutil.rmtree(directory)
+
+
+Until = Callable[..., Awaitable[None]]
+_TELL_CHANGES = """
+    CREATE OR REPLACE FUNCTION public.tell_change() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN PERFORM pg_notify('test_changed', ''); RETURN NULL; END $$;
+"""
+_TELL_CHANGE = """
+    CREATE OR REPLACE TRIGGER tell_change AFTER INSERT OR UPDATE OR DELETE ON scheduler.{table}
+    EXECUTE FUNCTION public.tell_change();
+"""
+
+
+@pytest.fixture
+def until(database: Database) -> Until:
+    """Wait until a query gives true; it is asked whenever runs, attempts, jobs or leases change."""
+
+    tables = ("cron_runs", "cron_attempts", "apscheduler_jobs", "leases")
+    database.execute(_TELL_CHANGES + "".join(_TELL_CHANGE.format(table=table) for table in tables))
+    address = connection_string(database.owner_url)
+
+    async def until(query: str, parameters: Sequence[object] = ()) -> None:
+        async with asyncio.timeout(HANG_GUARD), await psycopg.AsyncConnection.connect(address, autocommit=True) as own:
+            await own.execute("LISTEN test_changed")
+            while True:
+                cursor = await own.execute(query, parameters)
+                if await cursor.fetchone() == (True,):
+                    return
+                async for _ in own.notifies(stop_after=1):
+                    pass
+
+    return until
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    """The file in which the entry `keep_ledger` writes down what it does; name it in the payload."""
+    return tmp_path / "ledger"
+
+
+@pytest.fixture
+def assert_nothing_is_lost(
+    database: Database, ledger: Path, until: Until, entries: CronRegistry
+) -> Callable[[], Awaitable[None]]:
+    """Let the runners bring everything that is due to its end, then hold fires against rows, and rows against effects.
+
+    A runner must be there; the clock goes on at the speed of time.
+    """
+    fault_entries = import_module("fault_entries")
+
+    async def check() -> None:
+        database.set_clock(database.execute("SELECT scheduler.now()")[0][0])
+        await until(fault_entries.SETTLED)
+        engine = create_engine(database.url, pool_size=1, application_name="test")
+        violations = [violation async for violation in find_violations(engine, grace=Grace())]
+        await engine.dispose()
+        assert violations == []
+        outcomes = {(run_id, number): outcome for run_id, number, outcome in database.execute(fault_entries.ATTEMPTS)}
+        assert list(fault_entries.discrepancies(fault_entries.read_ledger(ledger), outcomes)) == []
+
+    return check

@@ -1,4 +1,6 @@
-"""One log line per request: method, route, status and duration. No query, body, key or path value is in it.
+"""One log line per request, and its place in the metrics: method, route, status and duration, and nothing more.
+
+No query, body, key or path value is in either.
 
 What nobody turned into an answer ends here too: it is logged with its traceback, once, and the client is told nothing
 of it but that the error is ours.
@@ -10,6 +12,7 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cronplane_api import problem_details
+from cronplane_api.http_metrics import HttpMetrics
 
 _log = structlog.get_logger("cronplane.api.access")
 
@@ -17,8 +20,9 @@ _log = structlog.get_logger("cronplane.api.access")
 class AccessLog:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: HttpMetrics) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request and log it."""
@@ -42,10 +46,9 @@ class AccessLog:
                 raise
             await problem_details.defect()(scope, receive, watch)
         finally:
-            milliseconds = round((time.perf_counter() - started) * 1000, 1)
-            _log.info(
-                "request", method=scope["method"], route=_template(scope), status=status, milliseconds=milliseconds
-            )
+            method, route, seconds = scope["method"], _template(scope), time.perf_counter() - started
+            _log.info("request", method=method, route=route, status=status, milliseconds=round(seconds * 1000, 1))
+            self._metrics.answered(method=method, route=route, status=status, seconds=seconds)
 
 
 def _template(scope: Scope) -> str:

@@ -14,10 +14,11 @@ from starlette.responses import Response
 
 from cronplane_api.errors import PRECONDITION_FAILED, ProblemError
 from cronplane_api.state import principal_of, state_of
-from cronplane_core import idempotency_repository
+from cronplane_core import failpoints, idempotency_repository
 from cronplane_core.change_notifier import Channel
 from cronplane_core.cron_repository import Cron
 from cronplane_core.database import autocommit, transaction
+from cronplane_core.failpoints import Failpoint
 from cronplane_core.idempotency_repository import StoredResponse
 
 IdempotencyKey = Annotated[
@@ -65,8 +66,14 @@ async def carry_out(
     lend = autocommit if is_one_statement else transaction
     async with lend(state.engine) as connection:
         answer = await action(connection)
+    return committed(request, answer, notify=notify)
+
+
+def committed(request: Request, answer: Answer, *, notify: Channel | None) -> Response:
+    """Answer what has been committed, and hint at it."""
+    failpoints.reach(Failpoint.API_COMMITTED)
     if notify is not None:
-        state.notifier.notify(notify)
+        state_of(request).notifier.notify(notify)
     return _response(answer)
 
 
@@ -76,7 +83,6 @@ async def carry_out_once(
     action: Action,
     *,
     notify: Channel | None = None,
-    is_one_statement: bool = False,
 ) -> Response:
     """Do the same, but give the first answer again to a request that was carried out before.
 
@@ -85,11 +91,12 @@ async def carry_out_once(
 
     """
     if idempotency_key is None:
-        return await carry_out(request, action, notify=notify, is_one_statement=is_one_statement)
+        return await carry_out(request, action, notify=notify)
     state, identity = state_of(request), await _identity(request, idempotency_key)
     async with transaction(state.engine) as connection:
         stored = await idempotency_repository.begin(connection, **identity)
         response = _replay(stored) if stored is not None else await _first(connection, identity, action)
+    failpoints.reach(Failpoint.API_COMMITTED)
     if stored is None and notify is not None:
         state.notifier.notify(notify)
     return response

@@ -9,9 +9,11 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.security import HTTPBearer
 
-from cronplane_api import crons, entrypoints, health, organizations, problem_details, runs
+from cronplane_api import attempts, crons, entrypoints, health, organizations, problem_details, runs
 from cronplane_api.access_log import AccessLog
+from cronplane_api.batched_statements import cron_insertion, key_recognition
 from cronplane_api.header_guard import HeaderGuard
+from cronplane_api.http_metrics import HttpMetrics
 from cronplane_api.pagination import cursor_secret
 from cronplane_api.principals import key_digest
 from cronplane_api.problem_details import ProblemBody
@@ -20,12 +22,14 @@ from cronplane_api.state import State
 from cronplane_core import __version__
 from cronplane_core.change_notifier import ChangeNotifier
 from cronplane_core.database import create_engine, parse_url
+from cronplane_core.metrics import ProcessMetrics
 from cronplane_core.settings import ApiSettings
+from cronplane_core.signed_tokens import token_signer
 from cronplane_entries.entry_settings import read_entry_settings
 from cronplane_entries.registration import Registrar
 from cronplane_entries.registry import CronRegistry
 
-_PUBLIC_PATHS = ("/healthz", "/readyz")
+_PUBLIC_PATHS = ("/healthz", "/metrics", "/readyz")
 Background = Callable[[], AbstractAsyncContextManager[None]]
 
 
@@ -53,14 +57,24 @@ def _complete(document: dict[str, Any]) -> None:
 
 
 def create_application(
-    settings: ApiSettings, *, registry: CronRegistry, background: Sequence[Background] = ()
+    settings: ApiSettings,
+    *,
+    registry: CronRegistry,
+    background: Sequence[Background] = (),
+    metrics: ProcessMetrics | None = None,
 ) -> FastAPI:
-    """Make the application; `background` is entered when it starts and left when it stops, first in and last out."""
+    """Make the application; `background` is entered when it starts and left when it stops, first in and last out.
+
+    `metrics` are those of the process, if anything else in it has some.
+    """
+    process_metrics = metrics or ProcessMetrics()
 
     @asynccontextmanager
     async def lifespan(application: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            application.state.cronplane = await stack.enter_async_context(_running_state(settings, registry))
+            application.state.cronplane = await stack.enter_async_context(
+                _running_state(settings, registry, process_metrics)
+            )
             for enter in background:
                 await stack.enter_async_context(enter())
             yield
@@ -76,33 +90,40 @@ def create_application(
         redirect_slashes=False,
     )
     application.add_middleware(HeaderGuard)
-    application.add_middleware(AccessLog)
+    application.add_middleware(AccessLog, metrics=HttpMetrics(process_metrics.registry))
     problem_details.install(application)
-    for module in (crons, runs, entrypoints, organizations, health):
+    for module in (crons, runs, attempts, entrypoints, organizations, health):
         application.include_router(module.router)
     return application
 
 
 @asynccontextmanager
-async def _running_state(settings: ApiSettings, registry: CronRegistry) -> AsyncIterator[State]:
+async def _running_state(
+    settings: ApiSettings, registry: CronRegistry, metrics: ProcessMetrics
+) -> AsyncIterator[State]:
     url = parse_url(settings.database_url.get_secret_value())
     engine = create_engine(url, pool_size=settings.api_pool_size, application_name="cronplane-api")
     notifier = ChangeNotifier(engine)
     installation_key = settings.installation_key.get_secret_value()
+    registrar = Registrar(
+        registry=registry,
+        settings=read_entry_settings(os.environ, registry),
+        minimum_interval=settings.minimum_interval,
+        cron_quota=settings.cron_quota,
+    )
     sending = asyncio.create_task(notifier.run())
     try:
         yield State(
             engine=engine,
+            metrics=metrics,
             notifier=notifier,
-            registrar=Registrar(
-                registry=registry,
-                settings=read_entry_settings(os.environ, registry),
-                minimum_interval=settings.minimum_interval,
-                cron_quota=settings.cron_quota,
-            ),
+            registrar=registrar,
+            key_recognition=key_recognition(engine),
+            cron_insertion=cron_insertion(engine, registrar),
             body_limit=settings.body_limit,
             body_timeout=settings.body_timeout,
             triggers_per_minute=settings.triggers_per_minute,
+            token_signer=token_signer(settings),
             installation_key_digest=key_digest(installation_key),
             cursor_secret=cursor_secret(installation_key),
         )

@@ -4,7 +4,7 @@ import unicodedata
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Query, Request
@@ -20,10 +20,12 @@ from cronplane_api.answers import (
     carry_out,
     carry_out_once,
     check_if_match,
+    committed,
     etag,
 )
 from cronplane_api.errors import CONFLICT, ProblemError, not_found
 from cronplane_api.guarded_route import WITHOUT_NUL, GuardedRoute
+from cronplane_api.manual_runs import admit_trigger, queue_run
 from cronplane_api.pagination import DEFAULT_LIMIT, Cursor, Limit, read_cursor, write_cursor
 from cronplane_api.principals import requires
 from cronplane_api.problem_details import documented
@@ -41,7 +43,7 @@ from cronplane_api.schemas import (
 from cronplane_api.state import principal_of, state_of
 from cronplane_core import cron_repository, organization_repository, run_repository
 from cronplane_core.change_notifier import Channel
-from cronplane_core.cron_repository import Cron
+from cronplane_core.cron_repository import Cron, NewCron
 from cronplane_core.database import autocommit, transaction
 from cronplane_core.schedule import describe
 from cronplane_core.tables import Role
@@ -81,19 +83,21 @@ async def create_cron(
         body.draft(), organization=principal.organization, user=principal.user, cron_id=cron_id, now=principal.now
     )
 
+    new_cron = NewCron(id=cron_id, definition=definition, created_by=principal.user.id)
+
     async def register(connection: AsyncConnection) -> Answer:
-        cron = await state.registrar.register(
-            connection,
-            cron_id=cron_id,
-            organization=principal.organization,
-            user=principal.user,
-            definition=definition,
-        )
+        [cron] = await state.registrar.register(connection, organization_id=organization_id, crons=[new_cron])
+        return registered(cron)
+
+    def registered(cron: Cron) -> Answer:
         headers = {"Location": f"/crons/{organization_id}/{cron.id}", **etag(cron)}
         return Answer(status=201, body=CronRead.of(cron, now=principal.now, last_run=None), headers=headers)
 
     async def attempt() -> Response:
-        return await carry_out_once(request, idempotency_key, register, notify=Channel.CRONS, is_one_statement=True)
+        if idempotency_key is None:
+            cron = await state.cron_insertion.call(organization_id, new_cron)
+            return committed(request, registered(cron), notify=Channel.CRONS)
+        return await carry_out_once(request, idempotency_key, register, notify=Channel.CRONS)
 
     return await _counted_before_refused(request, organization_id, attempt)
 
@@ -293,8 +297,8 @@ async def trigger_cron(
     if body is None or body.payload is None:
 
         async def trigger(connection: AsyncConnection) -> Answer:
-            await _admit_trigger(request, connection)
-            return await _triggered(request, connection, await _locked(connection, organization_id, cron_id, None))
+            await admit_trigger(request, connection)
+            return await queue_run(request, connection, await _locked(connection, organization_id, cron_id, None))
 
         return await carry_out_once(request, idempotency_key, trigger, notify=Channel.RUNS)
     payload, principal = body.payload, principal_of(request)
@@ -306,31 +310,13 @@ async def trigger_cron(
         )
 
         async def trigger(connection: AsyncConnection) -> Answer:
-            await _admit_trigger(request, connection)
-            return await _triggered(request, connection, await _locked_as_judged(connection, cron, None), override)
+            await admit_trigger(request, connection)
+            locked = await _locked_as_judged(connection, cron, None)
+            return await queue_run(request, connection, locked, execution_payload=override)
 
         return await carry_out_once(request, idempotency_key, trigger, notify=Channel.RUNS)
 
     return await _until_undisturbed(attempt)
-
-
-async def _admit_trigger(request: Request, connection: AsyncConnection) -> None:
-    await organization_repository.admit_trigger(
-        connection,
-        organization_id=principal_of(request).organization.id,
-        default_quota=state_of(request).triggers_per_minute,
-    )
-
-
-async def _triggered(
-    request: Request, connection: AsyncConnection, cron: Cron, execution_payload: dict[str, Any] | None = None
-) -> Answer:
-    state_of(request).registrar.check_grant(cron.definition.entrypoint, organization=principal_of(request).organization)
-    run = await run_repository.insert_manual_run(
-        connection, cron=cron, created_by=principal_of(request).user.id, execution_payload=execution_payload
-    )
-    location = f"/crons/{cron.organization_id}/{cron.id}/runs/{run.id}"
-    return Answer(status=202, body=RunRead.model_validate(run), headers={"Location": location})
 
 
 async def _set_enabled(

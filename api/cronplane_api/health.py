@@ -1,6 +1,10 @@
-"""The routes that tell whether this process lives, and whether it can serve."""
+"""The routes that tell whether this process lives, whether it can serve, and how it and the leader are doing.
+
+They ask for no key, as probes and scrapers have none, and tell nothing of any tenant.
+"""
 
 from fastapi import APIRouter, Request
+from fastapi.responses import PlainTextResponse, Response
 
 from cronplane_api.errors import NOT_READY, ProblemError
 from cronplane_api.guarded_route import GuardedRoute
@@ -9,6 +13,7 @@ from cronplane_api.problem_details import documented
 from cronplane_api.schemas import Health
 from cronplane_api.state import state_of
 from cronplane_core.database import autocommit
+from cronplane_core.metrics import METRICS_CONTENT_TYPE
 from cronplane_core.readiness import find_obstacle
 
 router = APIRouter(tags=["health"], route_class=GuardedRoute)
@@ -31,3 +36,12 @@ async def readyz(request: Request) -> Health:
     if obstacle is not None:
         raise ProblemError(NOT_READY, obstacle)
     return Health()
+
+
+@router.get("/metrics", response_class=PlainTextResponse, operation_id="metrics")
+@requires(Access.PUBLIC)
+async def metrics(request: Request) -> Response:
+    """Give this process' metrics in Prometheus' text format, the leader's age among them, also without a database."""
+    state = state_of(request)
+    await state.metrics.leadership.look(state.engine)
+    return Response(state.metrics.render(), media_type=METRICS_CONTENT_TYPE)

@@ -30,6 +30,7 @@ class Access(StrEnum):
 
     PUBLIC = "public"
     ANY_KEY = "any_key"
+    TOKEN = "token"  # noqa: S105 - no secret: whoever has a token of the run
     INSTALLATION = "installation"
     INSTALLATION_OR_ADMIN = "installation_or_admin"
 

@@ -4,16 +4,20 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from cronplane_api.answers import Answer, IdempotencyKey, carry_out_once
 from cronplane_api.errors import not_found
 from cronplane_api.guarded_route import GuardedRoute
+from cronplane_api.manual_runs import cancel, run_again
 from cronplane_api.pagination import DEFAULT_LIMIT, Cursor, Limit, read_cursor, write_cursor
 from cronplane_api.principals import requires
 from cronplane_api.problem_details import documented
 from cronplane_api.schemas import Instant, RunDetail, RunPage, RunRead
 from cronplane_api.state import state_of
 from cronplane_core import cron_repository, run_repository
+from cronplane_core.change_notifier import Channel
 from cronplane_core.database import autocommit
 from cronplane_core.run_repository import RunFilter
 from cronplane_core.tables import Role, RunStatus, TriggerKind
@@ -69,6 +73,44 @@ async def get_run(request: Request, organization_id: UUID, cron_id: UUID, run_id
     if found is None:
         raise not_found()
     return RunDetail.of(*found)
+
+
+@router.post(
+    "/{run_id}/cancel",
+    status_code=202,
+    response_model=RunRead,
+    responses=documented(403, 404, 409),
+    operation_id="cancel_run",
+)
+@requires(Role.OPERATOR)
+async def cancel_run(
+    request: Request, organization_id: UUID, cron_id: UUID, run_id: UUID, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """End a run: one that is queued or waiting at once, one that is running as soon as its worker has been stopped."""
+
+    async def end(connection: AsyncConnection) -> Answer:
+        return await cancel(request, connection, organization_id=organization_id, cron_id=cron_id, run_id=run_id)
+
+    return await carry_out_once(request, idempotency_key, end, notify=Channel.RUNS)
+
+
+@router.post(
+    "/{run_id}/rerun",
+    status_code=202,
+    response_model=RunRead,
+    responses=documented(403, 404, 409, 429),
+    operation_id="rerun_run",
+)
+@requires(Role.OPERATOR)
+async def rerun_run(
+    request: Request, organization_id: UUID, cron_id: UUID, run_id: UUID, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Run what is over once more, as a new run: with the payload that it had of its own, or the cron's of today."""
+
+    async def rerun(connection: AsyncConnection) -> Answer:
+        return await run_again(request, connection, organization_id=organization_id, cron_id=cron_id, run_id=run_id)
+
+    return await carry_out_once(request, idempotency_key, rerun, notify=Channel.RUNS)
 
 
 async def _exists(connection: AsyncConnection, organization_id: UUID, cron_id: UUID) -> bool:

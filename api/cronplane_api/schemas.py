@@ -25,6 +25,7 @@ from cronplane_entries.core import AnyCronEntrySpec, ExecutionMode
 from cronplane_entries.registration import (
     LONGEST_BACKOFF,
     LONGEST_CATCHUP_WINDOW,
+    LONGEST_RUN_TIMEOUT,
     MAXIMUM_NAME_LENGTH,
     MOST_RUNS,
     CronChanges,
@@ -32,7 +33,7 @@ from cronplane_entries.registration import (
     PolicyDraft,
     name_errors,
 )
-from cronplane_entries.registry import LONGEST_TIMEOUT
+from cronplane_entries.registry import LONGEST_TIMEOUT, MOST_ATTEMPTS
 
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d(:\d\d(\.\d{1,6})?)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 # Whole seconds; anything beyond would not even be a duration to PostgreSQL or Python.
@@ -101,10 +102,18 @@ class Policies(Strict):
     )
     max_attempts: int | None = Field(
         default=None,
-        description="1 (the default); more are not served yet",
-        json_schema_extra=_from_to(1, 1),
+        description="how often a run may be tried; the default is the entry's",
+        json_schema_extra=_from_to(1, MOST_ATTEMPTS),
     )
-    backoff: Backoff | None = Field(default=None, description="not served yet")
+    backoff: Backoff | None = Field(
+        default=None, description="the wait before a retry; 10 s, then twice that, to 600 s"
+    )
+    run_timeout: Seconds | None = Field(
+        default=None,
+        description="how long a run may take with all of its attempts, in seconds from when it is queued; "
+        "left out, from the start of the first attempt, as long as all of them and the waits between them may take",
+        json_schema_extra=_from_to(1, LONGEST_RUN_TIMEOUT),
+    )
     jitter: Seconds | None = Field(
         default=None, description="0 (the default); more is not served yet", json_schema_extra=_from_to(0, 0)
     )
@@ -126,6 +135,7 @@ class Policies(Strict):
             starts_at=self.starts_at,
             ends_at=self.ends_at,
             max_runs=self.max_runs,
+            run_timeout=_duration(self.run_timeout),
         )
 
 
@@ -261,6 +271,13 @@ class LastRun(BaseModel):
     finished_at: datetime | None
 
 
+class BackoffRead(BaseModel):
+    """How long a run waits before a retry, in seconds: it doubles each time, up to the maximum."""
+
+    initial: float
+    maximum: float
+
+
 class CronRead(BaseModel):
     """A cron. Instants are in UTC; durations in seconds."""
 
@@ -278,6 +295,8 @@ class CronRead(BaseModel):
     catchup_window: float | None
     timeout: float
     max_attempts: int
+    backoff: BackoffRead
+    run_timeout: float | None = Field(description="seconds; null for as long as all attempts may take")
     jitter: float
     starts_at: datetime | None
     ends_at: datetime | None
@@ -311,6 +330,10 @@ class CronRead(BaseModel):
             catchup_window=None if policy.catchup_window is None else policy.catchup_window.total_seconds(),
             timeout=policy.timeout.total_seconds(),
             max_attempts=policy.max_attempts,
+            backoff=BackoffRead(
+                initial=policy.backoff_initial.total_seconds(), maximum=policy.backoff_maximum.total_seconds()
+            ),
+            run_timeout=None if policy.run_timeout is None else policy.run_timeout.total_seconds(),
             jitter=policy.jitter.total_seconds(),
             starts_at=policy.starts_at,
             ends_at=policy.ends_at,
@@ -366,6 +389,11 @@ class RunRead(BaseModel):
     created_by: str | None
     started_at: datetime | None
     finished_at: datetime | None
+    not_before: datetime | None = Field(description="of a queued run: when its next attempt may begin")
+    deadline: datetime | None = Field(description="no attempt begins or goes on after it; set when the first begins")
+    cancel_requested_at: datetime | None
+    cancel_requested_by: str | None
+    rerun_of: UUID | None = Field(description="the run that was run again by this one")
     missed_until: datetime | None = Field(description="a missed run stands for every fire up to this one")
     missed_count: int | None
 

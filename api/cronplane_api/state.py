@@ -6,8 +6,11 @@ from datetime import timedelta
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.requests import Request
 
+from cronplane_api.batched_statements import CronInsertion, KeyRecognition
 from cronplane_api.principals import Principal
 from cronplane_core.change_notifier import ChangeNotifier
+from cronplane_core.metrics import ProcessMetrics
+from cronplane_core.signed_tokens import TokenSigner
 from cronplane_entries.registration import Registrar
 
 
@@ -16,11 +19,15 @@ class State:
     """Made when the application starts. `cursor_secret` signs cursors; `installation_key_digest` knows its key."""
 
     engine: AsyncEngine
+    metrics: ProcessMetrics
     notifier: ChangeNotifier
     registrar: Registrar
+    key_recognition: KeyRecognition
+    cron_insertion: CronInsertion
     body_limit: int
     body_timeout: timedelta
     triggers_per_minute: int
+    token_signer: TokenSigner | None
     installation_key_digest: bytes
     cursor_secret: bytes
 

@@ -29,9 +29,11 @@ from cronplane_cli.runner_role import collect_garbage_rarely
 from cronplane_core.database import parse_url
 from cronplane_core.embedded_postgresql import EmbeddedPostgresql, is_reachable_by_everybody
 from cronplane_core.log import configure_logging
+from cronplane_core.metrics import ProcessMetrics
 from cronplane_core.settings import ApiSettings, LogFormat, LogSettings, RunnerSettings
 from cronplane_entries.registry import CRON_REGISTRY, load_entries
 from cronplane_migrations.migrate import migrate
+from cronplane_operator.run_recorder import RunRecorder
 from cronplane_operator.runner import Runner
 
 SERVICE_ROLE = "cronplane_service"
@@ -79,12 +81,16 @@ async def _serve(options: Options) -> None:
         owner = _database(options, data_directory, stack)
         service = owner.set(username=SERVICE_ROLE) if options.database_url is None else owner
         migrate(owner, entries=[str(name) for name in CRON_REGISTRY], service_role=SERVICE_ROLE)
-        installation_key = _installation_key(data_directory)
+        installation_key = _secret(data_directory, "installation_key")
+        token_keys = SecretStr(f"own:{_secret(data_directory, 'token_key')}")
         database_url = SecretStr(service.render_as_string(hide_password=False))
-        settings = ApiSettings(database_url=database_url, installation_key=SecretStr(installation_key))
-        runner_settings = RunnerSettings(database_url=database_url)
+        settings = ApiSettings(
+            database_url=database_url, installation_key=SecretStr(installation_key), token_keys=token_keys
+        )
+        runner_settings = RunnerSettings(database_url=database_url, token_keys=token_keys)
+        metrics = ProcessMetrics()
         application = create_application(
-            settings, registry=CRON_REGISTRY, background=[lambda: _running(runner_settings)]
+            settings, registry=CRON_REGISTRY, background=[lambda: _running(runner_settings, metrics)], metrics=metrics
         )
         config = uvicorn.Config(application, lifespan="on", **server_options(settings))
         host, port = listener.getsockname()[:2]
@@ -137,8 +143,9 @@ def _data_directory(options: Options) -> Path:
     return directory
 
 
-def _installation_key(data_directory: Path) -> str:
-    path = data_directory / "installation_key"
+def _secret(data_directory: Path, name: str) -> str:
+    """Give a secret that is made once and kept."""
+    path = data_directory / name
     if not path.exists():
         write_secret(path, secrets.token_urlsafe(32))
     return path.read_text(encoding="ascii")
@@ -152,8 +159,8 @@ def _database(options: Options, data_directory: Path, stack: AsyncExitStack) -> 
 
 
 @asynccontextmanager
-async def _running(settings: RunnerSettings) -> AsyncIterator[None]:
-    runner = Runner(settings=settings, registry=CRON_REGISTRY)
+async def _running(settings: RunnerSettings, metrics: ProcessMetrics) -> AsyncIterator[None]:
+    runner = Runner(settings=settings, registry=CRON_REGISTRY, recorder=RunRecorder(metrics))
     task = asyncio.create_task(runner.run())
     try:
         yield

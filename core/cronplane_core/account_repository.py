@@ -3,7 +3,8 @@
 It serves every organization, changes nothing, and repeats no name and no payload.
 """
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -50,6 +51,12 @@ _OVERDUE = text(
     SELECT attempt.run_id, run.cron_id, attempt.lease_expires_at AS at
     FROM scheduler.cron_attempts attempt JOIN scheduler.cron_runs run ON run.id = attempt.run_id
     WHERE run.finished_at IS NULL AND attempt.outcome IS NULL AND attempt.lease_expires_at < :before
+    UNION ALL
+    SELECT run.id, run.cron_id, run.deadline
+    FROM scheduler.cron_runs run
+    WHERE run.finished_at IS NULL AND run.status IN ('queued', 'waiting') AND run.deadline < :before
+      AND NOT EXISTS (SELECT FROM scheduler.cron_attempts attempt
+                      WHERE attempt.run_id = run.id AND attempt.outcome IS NULL AND attempt.lease_expires_at < :before)
     """
 )
 _REENTERED = text(
@@ -59,7 +66,8 @@ _REENTERED = text(
     FROM scheduler.cron_runs run LEFT JOIN scheduler.cron_attempts attempt ON attempt.run_id = run.id
     GROUP BY run.id
     HAVING count(attempt.number) <> run.attempts OR coalesce(max(attempt.number), 0) <> run.attempts
-        OR count(attempt.number) FILTER (WHERE attempt.outcome IS NULL) <> CAST(run.status = 'running' AS integer)
+        OR count(attempt.number) FILTER (WHERE attempt.outcome IS NULL)
+           <> CAST(run.status IN ('running', 'waiting') AS integer)
     """
 )
 _FOREIGN = text(
@@ -90,10 +98,9 @@ async def find_violations(engine: AsyncEngine, *, grace: Grace) -> AsyncIterator
         await connection.execute(_SNAPSHOT)
         now = await connection.scalar(_NOW)
         assert now is not None  # noqa: S101 - told to mypy; a SELECT without FROM gives one row
-        async for accounts in _accounts(connection, now=now):
-            for account in accounts:
-                for violation in _violations(account, now=now, grace=grace):
-                    yield violation
+        async for account in _accounts(connection, now=now):
+            for violation in _violations(account, now=now, grace=grace):
+                yield violation
         for violation in await _stored_violations(connection, now=now, grace=grace):
             yield violation
 
@@ -106,23 +113,35 @@ def _violations(account: CronAccount, *, now: datetime, grace: Grace) -> Iterabl
         yield Violation(kind=ViolationKind.UNCLAIMED, cron_id=account.cron_id, at=fire, run_id=None, message=message)
 
 
-async def _accounts(connection: AsyncConnection, *, now: datetime) -> AsyncIterator[list[CronAccount]]:
+async def _accounts(connection: AsyncConnection, *, now: datetime) -> AsyncIterator[CronAccount]:
     after = UUID(int=0)
     while crons := (await connection.execute(_CRONS, {"after": after, "limit": _BATCH})).all():
         ids = [cron.id for cron in crons]
         versions = await read_versions(connection, cron_ids=ids)
-        recorded = await _recorded(connection, ids)
-        yield [_account(cron, versions[cron.id], recorded[cron.id], now=now) for cron in crons]
+        async with aclosing(_recorded(connection, ids)) as records:
+            for cron in crons:
+                yield _account(cron, versions[cron.id], await anext(records), now=now)
         after = ids[-1]
 
 
-async def _recorded(connection: AsyncConnection, cron_ids: Sequence[UUID]) -> dict[UUID, list[RecordedFires]]:
-    found: dict[UUID, list[RecordedFires]] = {cron_id: [] for cron_id in cron_ids}
-    for row in await connection.execute(_RECORDED, {"ids": arrays.uuids(cron_ids)}):
-        found[row.cron_id].append(
-            RecordedFires(run_id=row.run_id, first=row.first, last=row.last, count=row.fires, started_at=row.started_at)
-        )
-    return found
+async def _recorded(connection: AsyncConnection, cron_ids: Sequence[UUID]) -> AsyncGenerator[list[RecordedFires], None]:
+    """Yield what is recorded of each cron, in their order, and keep no more than one at a time: it may be long."""
+    remaining = iter(cron_ids)
+    current, found = next(remaining), list[RecordedFires]()
+    async with connection.stream(_RECORDED, {"ids": arrays.uuids(cron_ids)}) as result:
+        async for rows in result.partitions(_BATCH):
+            for row in rows:
+                while row.cron_id != current:
+                    yield found
+                    current, found = next(remaining), []
+                found.append(_recorded_fires(row))
+    yield found
+    for _ in remaining:
+        yield []
+
+
+def _recorded_fires(row: Row[Any]) -> RecordedFires:
+    return RecordedFires(run_id=row.run_id, first=row.first, last=row.last, count=row.fires, started_at=row.started_at)
 
 
 def _account(
@@ -162,7 +181,7 @@ async def _stored_violations(connection: AsyncConnection, *, now: datetime, grac
     reentered = await connection.execute(_REENTERED)
     foreign = await connection.execute(_FOREIGN)
     return [
-        *(_of_run(row, ViolationKind.OVERDUE, "its lease has ended, and nobody has ended the run") for row in overdue),
+        *(_of_run(row, ViolationKind.OVERDUE, "its time is over, and nobody has ended it") for row in overdue),
         *(
             _of_run(
                 row,

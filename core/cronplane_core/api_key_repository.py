@@ -8,14 +8,16 @@ import hashlib
 import hmac
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import DateTime, Row, bindparam, insert, literal_column, select, update
+from sqlalchemy import ARRAY, DateTime, Row, Text, Uuid, bindparam, cast, func, insert, literal_column, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from cronplane_core import array_literals as arrays
 from cronplane_core.tables import NOW, OrganizationState, Role, api_keys, organizations
 
 _SECRET_BYTES = 32
@@ -64,7 +66,7 @@ _AUTHENTICATE = (
     )
     .join(organizations, organizations.c.id == api_keys.c.organization_id)
     .where(
-        api_keys.c.id == bindparam("key_id"),
+        api_keys.c.id == func.any(cast(bindparam("key_ids", type_=Text()), ARRAY(Uuid()))),
         api_keys.c.revoked_at.is_(None),
         organizations.c.state == OrganizationState.ACTIVE.value,
     )
@@ -108,13 +110,19 @@ async def revoke_api_key(connection: AsyncConnection, *, organization_id: UUID, 
     return (await connection.execute(statement)).rowcount == 1
 
 
-async def authenticate(connection: AsyncConnection, *, key_text: str) -> AuthenticatedKey | None:
-    """Recognize a key's text; None if it is not a good key of an active organization."""
-    form = _FORM.fullmatch(key_text)
-    if form is None:
-        return None
-    row = (await connection.execute(_AUTHENTICATE, {"key_id": UUID(form[1])})).one_or_none()
-    if row is None or not hmac.compare_digest(row.secret_hash, _hash(form[2])):
+async def authenticate(connection: AsyncConnection, *, key_texts: Sequence[str]) -> list[AuthenticatedKey | None]:
+    """Recognize keys' texts, in one look at the table; None for what is not a good key of an active organization."""
+    forms = [_FORM.fullmatch(key_text) for key_text in key_texts]
+    key_ids = {UUID(form[1]) for form in forms if form is not None}
+    if not key_ids:
+        return [None] * len(forms)
+    found = await connection.execute(_AUTHENTICATE, {"key_ids": arrays.uuids(key_ids)})
+    rows = {row.id: row for row in found}
+    return [None if form is None else _authenticated(rows.get(UUID(form[1])), secret=form[2]) for form in forms]
+
+
+def _authenticated(row: Row[Any] | None, *, secret: str) -> AuthenticatedKey | None:
+    if row is None or not hmac.compare_digest(row.secret_hash, _hash(secret)):
         return None
     return AuthenticatedKey(
         id=row.id,

@@ -9,9 +9,14 @@ from datetime import datetime
 from uuid import UUID
 
 
-def uuids(values: Iterable[UUID]) -> str:
+def uuids(values: Iterable[UUID | None]) -> str:
     """Write a `uuid[]`."""
-    return _literal(map(str, values))
+    return _literal("NULL" if value is None else str(value) for value in values)
+
+
+def booleans(values: Iterable[bool]) -> str:
+    """Write a `boolean[]`."""
+    return _literal("t" if value else "f" for value in values)
 
 
 def integers(values: Iterable[int | None]) -> str:

@@ -12,7 +12,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from cronplane_core import failpoints
 from cronplane_core.database import DatabaseUnavailableError, autocommit
+from cronplane_core.failpoints import Failpoint
 
 _GATHER = 0.02
 _NOTIFY = text("SELECT pg_notify(:channel, '')")
@@ -49,6 +51,7 @@ class ChangeNotifier:
     async def _send(self) -> None:
         self._pending.clear()
         changed, self._changed = self._changed, set()
+        failpoints.reach(Failpoint.NOTIFY)
         try:
             async with autocommit(self._engine) as connection:
                 for channel in changed:

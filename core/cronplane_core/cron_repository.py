@@ -6,13 +6,14 @@ belongs either to the version before or to the one after.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Update, bindparam, cast, func, insert, select, tuple_, update
+from sqlalchemy import Row, Update, Uuid, bindparam, cast, column, func, insert, select, true, tuple_, update
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import BigInteger, Text
@@ -41,6 +42,7 @@ class Policy:
     starts_at: datetime | None = None
     ends_at: datetime | None = None
     max_runs: int | None = None
+    run_timeout: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +77,18 @@ class Cron:
     updated_by: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewCron:
+    """A cron to insert; `source_uid` and `source_generation` are those of the resource that defines it, if one does."""
+
+    id: UUID
+    definition: Definition
+    created_by: str
+    source: CronSource = CronSource.API
+    source_uid: str | None = None
+    source_generation: int | None = None
+
+
 _POLICY_FIELDS = tuple(field.name for field in fields(Policy))
 _OTHER_FIELDS = tuple(field.name for field in fields(Definition) if field.name != "policy")
 _VERSIONED = ("cron_expr", "tz", "enabled", *_POLICY_FIELDS)
@@ -85,25 +99,32 @@ _COLUMNS = [
     if column.name not in {"deleted_at", "deleted_by", "changed_by_transaction"}
 ]
 _INSERTED = (
-    "id", "organization_id", "name", "cron_expr", "tz", "entrypoint", "user_payload", "execution_payload", "enabled",
-    *_POLICY_FIELDS, "source", "source_uid", "source_generation", "created_by", "updated_by",
+    "id", "name", "cron_expr", "tz", "entrypoint", "user_payload", "execution_payload", "enabled", *_POLICY_FIELDS,
+    "source", "source_uid", "source_generation", "created_by", "updated_by",
 )  # fmt: skip
-# Not named as columns are, or SQLAlchemy would set the columns of that name in each table that is updated here.
-_NEW = {name: bindparam(f"new_{name}", type_=cron_jobs.c[name].type) for name in _INSERTED}
+_given = (
+    func.jsonb_to_recordset(bindparam("given", type_=JSONB()))
+    .table_valued(*(column(name, cron_jobs.c[name].type) for name in _INSERTED), name="given")
+    .render_derived(with_types=True)
+)
 # Counted and inserted by one statement: whoever comes at the same time waits for the row and judges the new number.
 _admitted = (
     update(organizations)
-    .values(crons=organizations.c.crons + 1)
+    .values(crons=organizations.c.crons + bindparam("count", type_=BigInteger()))
     .where(
-        organizations.c.id == _NEW["organization_id"],
-        organizations.c.crons < func.coalesce(organizations.c.cron_quota, bindparam("quota", type_=BigInteger())),
+        organizations.c.id == bindparam("organization_id", type_=Uuid()),
+        organizations.c.crons + bindparam("count", type_=BigInteger())
+        <= func.coalesce(organizations.c.cron_quota, bindparam("quota", type_=BigInteger())),
     )
     .returning(organizations.c.id)
     .cte("admitted")
 )
 _inserted = (
     insert(cron_jobs)
-    .from_select(list(_INSERTED), select(*(value.label(name) for name, value in _NEW.items())).select_from(_admitted))
+    .from_select(
+        ["organization_id", *_INSERTED],
+        select(_admitted.c.id, *(_given.c[name] for name in _INSERTED)).select_from(_given.join(_admitted, true())),
+    )
     .returning(*_COLUMNS)
     .cte("inserted")
 )
@@ -121,7 +142,7 @@ _first_version = (
     .cte("first_version")
 )
 # Only what PostgreSQL makes itself, or writes in another form; each column that is read takes time.
-_MADE = ("user_payload", "execution_payload", "generation", "effective_from", "created_at", "updated_at")
+_MADE = ("id", "user_payload", "execution_payload", "generation", "effective_from", "created_at", "updated_at")
 _INSERT = select(*(_inserted.c[name] for name in _MADE)).add_cte(_first_version)
 _GET = select(*_COLUMNS).where(
     cron_jobs.c.organization_id == bindparam("organization_id"),
@@ -138,59 +159,74 @@ UNLIMITED = 2**31 - 1
 _KEY = (cron_jobs.c.created_at, cron_jobs.c.id)
 
 
-async def insert_cron(
-    connection: AsyncConnection,
-    *,
-    cron_id: UUID,
-    organization_id: UUID,
-    definition: Definition,
-    created_by: str,
-    source: CronSource = CronSource.API,
-    source_uid: str | None = None,
-    source_generation: int | None = None,
-    cron_quota: int = UNLIMITED,
-) -> Cron:
-    """Add a cron and its first version, if the organization has fewer crons than its quota, or `cron_quota`, allows.
+async def insert_crons(
+    connection: AsyncConnection, *, organization_id: UUID, crons: Sequence[NewCron], cron_quota: int = UNLIMITED
+) -> list[Cron]:
+    """Add crons of one organization and their first versions, all or none; gives them in the order of `crons`.
 
-    This is one statement, and can stand alone.
+    This is one statement, and can stand alone. The organization's own quota goes before `cron_quota`.
 
     Raises:
-        CronNameTakenError: the name is in use; the transaction must be rolled back.
-        QuotaExceededError: the organization has as many crons as it may have, if its number of them is true; have them
+        CronNameTakenError: one of the names is in use, or given twice; the transaction must be rolled back.
+        QuotaExceededError: the organization may not have so many crons, if its number of them is true; have them
             counted (`count_crons`) and ask once more before anybody is refused.
 
     """
-    given: dict[str, Any] = {
-        "id": cron_id,
+    parameters = {
         "organization_id": organization_id,
-        "source": source,
-        "source_uid": source_uid,
-        "source_generation": source_generation,
-        "created_by": created_by,
-        "updated_by": created_by,
+        "count": len(crons),
+        "quota": cron_quota,
+        "given": [_given_values(cron) for cron in crons],
     }
-    row = await _insert_row(connection, _values(definition) | given | {"source": source.value}, quota=cron_quota)
-    if row is None:
-        raise QuotaExceededError("The organization has as many crons as it may have; delete some, or ask for more")
-    return Cron(
-        **given,
-        definition=replace(definition, user_payload=row.user_payload, execution_payload=row.execution_payload),
-        generation=row.generation,
-        effective_from=row.effective_from,
-        created_at=row.created_at,
-        updated_at=row.updated_at,
-    )
-
-
-async def _insert_row(connection: AsyncConnection, values: Mapping[str, Any], *, quota: int) -> Row[Any] | None:
-    """Give what PostgreSQL made of the row, or None if the quota let none in."""
-    parameters = {"quota": quota, **{f"new_{name}": value for name, value in values.items()}}
     try:
-        return (await connection.execute(_INSERT, parameters)).one_or_none()
+        rows = {row.id: row for row in await connection.execute(_INSERT, parameters)}
     except IntegrityError as error:
         if _is_name_taken(error):
-            raise _name_taken(values["name"]) from error
+            raise _name_taken(*(cron.definition.name for cron in crons)) from error
         raise
+    if not rows:
+        raise QuotaExceededError("The organization has as many crons as it may have; delete some, or ask for more")
+    return [_inserted_cron(organization_id, cron, rows[cron.id]) for cron in crons]
+
+
+def _given_values(cron: NewCron) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        **_values(cron.definition),
+        "id": cron.id,
+        "source": cron.source,
+        "source_uid": cron.source_uid,
+        "source_generation": cron.source_generation,
+        "created_by": cron.created_by,
+        "updated_by": cron.created_by,
+    }
+    return {name: _as_json(value) for name, value in values.items()}
+
+
+def _as_json(value: object) -> object:
+    """Write as JSON what PostgreSQL reads from JSON's texts."""
+    if isinstance(value, timedelta):
+        return f"{value.days} days {value.seconds}.{value.microseconds:06} seconds"
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return str(value) if isinstance(value, UUID) else value
+
+
+def _inserted_cron(organization_id: UUID, cron: NewCron, row: Row[Any]) -> Cron:
+    payloads = {"user_payload": row.user_payload, "execution_payload": row.execution_payload}
+    return Cron(
+        id=cron.id,
+        organization_id=organization_id,
+        definition=replace(cron.definition, **payloads),
+        generation=row.generation,
+        effective_from=row.effective_from,
+        source=cron.source,
+        source_uid=cron.source_uid,
+        source_generation=cron.source_generation,
+        created_at=row.created_at,
+        created_by=cron.created_by,
+        updated_at=row.updated_at,
+        updated_by=cron.created_by,
+    )
 
 
 async def get_cron(connection: AsyncConnection, *, organization_id: UUID, cron_id: UUID) -> Cron | None:
@@ -317,8 +353,9 @@ def _is_name_taken(error: IntegrityError) -> bool:
     return violated_constraint(error) == "cron_jobs_name_key"
 
 
-def _name_taken(name: str) -> CronNameTakenError:
-    return CronNameTakenError(f"A cron named {name!r} exists already in this organization")
+def _name_taken(*names: str) -> CronNameTakenError:
+    one_of = "" if len(names) == 1 else "one of "
+    return CronNameTakenError(f"A cron named {one_of}{', '.join(map(repr, names))} exists already in this organization")
 
 
 def _values(definition: Definition) -> dict[str, Any]:
@@ -370,4 +407,5 @@ def _policy(row: Row[Any]) -> Policy:
         starts_at=row.starts_at,
         ends_at=row.ends_at,
         max_runs=row.max_runs,
+        run_timeout=row.run_timeout,
     )

@@ -5,6 +5,7 @@ It holds no query of its own.
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
@@ -12,6 +13,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from cronplane_core.errors import CronplaneError
+
+_MILLISECOND = timedelta(milliseconds=1)
 
 
 class DatabaseError(CronplaneError):
@@ -49,8 +52,13 @@ def connection_string(url: URL) -> str:
     return url.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
-def create_engine(url: URL, *, pool_size: int, application_name: str) -> AsyncEngine:
-    """Open a pool of at most `pool_size` connections; each session speaks UTC."""
+def create_engine(
+    url: URL, *, pool_size: int, application_name: str, patience: timedelta = timedelta(seconds=60)
+) -> AsyncEngine:
+    """Open a pool of at most `pool_size` connections; each session speaks UTC.
+
+    PostgreSQL ends a transaction of ours, and lets go of its locks, when we have said nothing in it for `patience`.
+    """
     return create_async_engine(
         url,
         pool_size=pool_size,
@@ -61,7 +69,7 @@ def create_engine(url: URL, *, pool_size: int, application_name: str) -> AsyncEn
         connect_args={
             "application_name": application_name,
             "connect_timeout": 5,
-            "options": "-c timezone=UTC -c idle_in_transaction_session_timeout=60000",
+            "options": f"-c timezone=UTC -c idle_in_transaction_session_timeout={patience // _MILLISECOND}",
         },
     )
 
@@ -69,9 +77,9 @@ def create_engine(url: URL, *, pool_size: int, application_name: str) -> AsyncEn
 def is_unavailable(error: BaseException) -> bool:
     """Tell an absent database from a wrong statement.
 
-    SQLSTATE classes 08 (connection), 40 (rolled back, as after a deadlock), 53 (resources), 57 (operator intervention)
-    and 25006 (read-only standby) are conditions of the server, and the same transaction may succeed later; a broken
-    connection has no SQLSTATE at all.
+    SQLSTATE classes 08 (connection), 40 (rolled back, as after a deadlock), 53 (resources), 57 (operator intervention),
+    25006 (read-only standby) and 25P03 (ended, since it was idle for too long) are conditions of the server, and the
+    same transaction may succeed later; a broken connection has no SQLSTATE at all.
     """
     if isinstance(error, PoolTimeoutError | OSError):
         return True
@@ -80,7 +88,7 @@ def is_unavailable(error: BaseException) -> bool:
     sqlstate = getattr(error.orig, "sqlstate", None)
     if sqlstate is None:
         return error.connection_invalidated or type(error.orig).__name__ in {"OperationalError", "ConnectionTimeout"}
-    return sqlstate[:2] in {"08", "40", "53", "57"} or sqlstate == "25006"
+    return sqlstate[:2] in {"08", "40", "53", "57"} or sqlstate in {"25006", "25P03"}
 
 
 def violated_constraint(error: IntegrityError) -> str | None:

@@ -58,8 +58,13 @@ _STATE = """
            j.generation AS job_generation, j.next_run_time
     FROM scheduler.cron_jobs c LEFT JOIN scheduler.apscheduler_jobs j ON j.id = c.id
 """
-# A deleted cron stays in sight until its last owed fires are claimed.
-_ALL = text(f"{_STATE} WHERE c.deleted_at IS NULL OR j.next_run_time IS NOT NULL OR j.generation < c.generation")
+# A deleted cron stays in sight until its last owed fires are claimed, also if no runner has ever seen it before.
+_ALL = text(
+    f"""
+    {_STATE}
+    WHERE c.deleted_at IS NULL OR j.next_run_time IS NOT NULL OR j.generation IS DISTINCT FROM c.generation
+    """
+)
 _BY_ID = text(f"{_STATE} WHERE c.id = ANY(CAST(:ids AS uuid[]))")
 _SNAPSHOT = text("SELECT CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS bigint)")
 _CHANGED = text(

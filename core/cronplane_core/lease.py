@@ -27,21 +27,44 @@ class Lease:
     epoch: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseState:
+    """The lease as anybody may read it: `age` is how long ago it was renewed, both by the database's clock.
+
+    `renewed_at` (aware, UTC) is None if the leader's version does not write it.
+    """
+
+    holder: str
+    epoch: int
+    renewed_at: datetime | None
+    age: timedelta
+
+
+_NOW = text("SELECT scheduler.now()")
 _ACQUIRE = text(
     """
-    INSERT INTO scheduler.leases AS lease (name, holder, epoch, expires_at)
-    VALUES (:name, :holder, 1, scheduler.now() + :duration)
+    INSERT INTO scheduler.leases AS lease (name, holder, epoch, expires_at, renewed_at)
+    SELECT :name, :holder, 1, now + :duration, now FROM scheduler.now() AS now
     ON CONFLICT (name) DO UPDATE
-    SET holder = excluded.holder, epoch = lease.epoch + 1, expires_at = excluded.expires_at
+    SET holder = excluded.holder, epoch = lease.epoch + 1, expires_at = excluded.expires_at,
+        renewed_at = excluded.renewed_at
     WHERE lease.expires_at <= scheduler.now()
     RETURNING epoch
     """
 )
 _RENEW = text(
     """
-    UPDATE scheduler.leases SET expires_at = scheduler.now() + :duration
+    UPDATE scheduler.leases SET expires_at = now + :duration, renewed_at = now
+    FROM scheduler.now() AS now
     WHERE name = :name AND holder = :holder AND epoch = :epoch
     RETURNING true
+    """
+)
+# A leader of a version that did not write `renewed_at` counts from the end of its lease, the least that is known.
+_READ = text(
+    """
+    SELECT holder, epoch, renewed_at, now - coalesce(renewed_at, least(expires_at, now)) AS age
+    FROM scheduler.leases, scheduler.now() AS now WHERE name = :name
     """
 )
 _RELEASE = text(
@@ -93,6 +116,20 @@ async def check(connection: AsyncConnection, *, lease: Lease) -> datetime:
     now: datetime | None = await connection.scalar(_CHECK, _identity(lease))
     if now is None:
         raise _lost(lease)
+    return now
+
+
+async def read(connection: AsyncConnection) -> LeaseState | None:
+    """Tell who leads, or led last, and since when nothing was heard of it; None if nobody ever has."""
+    row = (await connection.execute(_READ, {"name": LEASE_NAME})).one_or_none()
+    if row is None:
+        return None
+    return LeaseState(holder=row.holder, epoch=row.epoch, renewed_at=row.renewed_at, age=row.age)
+
+
+async def database_time(connection: AsyncConnection) -> datetime:
+    """Give the database's time (aware, UTC), for those who change runs without leading."""
+    now: datetime = (await connection.execute(_NOW)).scalar_one()
     return now
 
 

@@ -10,12 +10,26 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, Select, and_, bindparam, exists, select, text, true, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Interval,
+    Row,
+    Select,
+    Uuid,
+    and_,
+    bindparam,
+    exists,
+    select,
+    text,
+    true,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cronplane_core.cron_repository import Cron
-from cronplane_core.tables import RunStatus, TriggerKind, cron_attempts, cron_jobs, cron_runs
+from cronplane_core.tables import NOW, RunStatus, TriggerKind, cron_attempts, cron_jobs, cron_runs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +54,11 @@ class Run:
     finished_at: datetime | None
     missed_until: datetime | None
     missed_count: int | None
+    not_before: datetime | None
+    deadline: datetime | None
+    cancel_requested_at: datetime | None
+    cancel_requested_by: str | None
+    rerun_of: UUID | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +88,9 @@ class RunFilter:
 
 _KEY = (cron_runs.c.scheduled_for, cron_runs.c.id)
 _RUN_COLUMNS = [column for column in cron_runs.c if column.name not in {"execution_payload", "epoch"}]
+_KEPT_BACK = {"nonce", "epoch", "lease_expires_at", "callback_hash"}
 _ATTEMPTS = (
-    select(*(column for column in cron_attempts.c if column.name not in {"nonce", "epoch", "lease_expires_at"}))
+    select(*(column for column in cron_attempts.c if column.name not in _KEPT_BACK))
     .where(cron_attempts.c.run_id == bindparam("run_id"))
     .order_by(cron_attempts.c.number)
 )
@@ -84,19 +104,32 @@ _INSERT_MANUAL = text(
         SELECT scheduler.now() AS now
     )
     INSERT INTO scheduler.cron_runs (organization_id, cron_id, scheduled_for, trigger_kind, status, reason, message,
-                                     execution_payload, generation, created_at, created_by, finished_at)
+                                     execution_payload, generation, created_at, created_by, finished_at, deadline,
+                                     rerun_of)
     SELECT :organization_id, :cron_id, instant.now, 'manual',
            CASE WHEN active.id IS NULL THEN 'queued' ELSE 'skipped' END,
            CASE WHEN active.id IS NULL THEN 'Triggered' ELSE 'OverlapSkip' END,
            CASE WHEN active.id IS NULL THEN 'The run was triggered and waits for a worker.'
                 ELSE 'Run ' || active.id || ' of this cron was not over, and overlap is skip.' END,
            :execution_payload, :generation, instant.now, :created_by,
-           CASE WHEN active.id IS NULL THEN NULL ELSE instant.now END
+           CASE WHEN active.id IS NULL THEN NULL ELSE instant.now END,
+           CASE WHEN active.id IS NULL THEN instant.now + :run_timeout END, :rerun_of
     FROM instant LEFT JOIN active ON true
     RETURNING id, organization_id, cron_id, scheduled_for, trigger_kind, status, reason, message, result, error,
-              attempts, generation, created_at, created_by, started_at, finished_at, missed_until, missed_count
+              attempts, generation, created_at, created_by, started_at, finished_at, missed_until, missed_count,
+              not_before, deadline, cancel_requested_at, cancel_requested_by, rerun_of
     """
-).bindparams(bindparam("execution_payload", type_=JSONB(none_as_null=True)))
+).bindparams(
+    bindparam("execution_payload", type_=JSONB(none_as_null=True)),
+    bindparam("run_timeout", type_=Interval()),
+    bindparam("rerun_of", type_=Uuid()),
+)
+_PAYLOAD = select(cron_runs.c.execution_payload).where(cron_runs.c.id == bindparam("run_id"))
+_REQUEST_CANCEL = (
+    update(cron_runs)
+    .where(cron_runs.c.id == bindparam("run_id"), cron_runs.c.cancel_requested_at.is_(None))
+    .values(cancel_requested_at=NOW, cancel_requested_by=bindparam("requested_by"))
+)
 
 
 async def list_runs(
@@ -152,7 +185,12 @@ async def latest_runs(
 
 
 async def insert_manual_run(
-    connection: AsyncConnection, *, cron: Cron, created_by: str, execution_payload: dict[str, Any] | None
+    connection: AsyncConnection,
+    *,
+    cron: Cron,
+    created_by: str,
+    execution_payload: dict[str, Any] | None,
+    rerun_of: UUID | None = None,
 ) -> Run:
     """Queue a run of a locked cron now; while another run of it is not over, record it as skipped instead."""
     result = await connection.execute(
@@ -163,9 +201,22 @@ async def insert_manual_run(
             "generation": cron.generation,
             "created_by": created_by,
             "execution_payload": execution_payload,
+            "run_timeout": cron.definition.policy.run_timeout,
+            "rerun_of": rerun_of,
         },
     )
     return _run(result.one())
+
+
+async def read_payload(connection: AsyncConnection, *, run: Run) -> dict[str, Any] | None:
+    """Give the execution payload that a run had of its own, or None if it took the cron's."""
+    payload: dict[str, Any] | None = await connection.scalar(_PAYLOAD, {"run_id": run.id})
+    return payload
+
+
+async def request_cancel(connection: AsyncConnection, *, run_id: UUID, requested_by: str) -> None:
+    """Note that a locked run is not wanted any more, and by whom; who did so first stays."""
+    await connection.execute(_REQUEST_CANCEL, {"run_id": run_id, "requested_by": requested_by})
 
 
 def _of_cron(*, organization_id: UUID, cron_id: UUID) -> Select[Any]:
@@ -212,6 +263,11 @@ def _run(row: Row[Any]) -> Run:
         finished_at=row.finished_at,
         missed_until=row.missed_until,
         missed_count=row.missed_count,
+        not_before=row.not_before,
+        deadline=row.deadline,
+        cancel_requested_at=row.cancel_requested_at,
+        cancel_requested_by=row.cancel_requested_by,
+        rerun_of=row.rerun_of,
     )
 
 

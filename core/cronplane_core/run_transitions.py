@@ -1,7 +1,7 @@
-"""How runs change, for many at a time: claim, start, finish, and what is done about runs that a leader left behind.
+"""How runs change, for many at a time: claim, start, and whatever `run_states` decides of them.
 
 Every change is a compare-and-set that names the state it leaves, so that saying it twice, or late, changes nothing.
-The caller has fenced the transaction with the lease (`lease.check`) and commits it. Nothing is decided here.
+A leader has fenced the transaction with its lease (`lease.check`); the caller commits it. Nothing is decided here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,13 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CursorResult, text
+from sqlalchemy import BigInteger, CursorResult, DateTime, Interval, Text, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cronplane_core import array_literals as arrays
-from cronplane_core.tables import Overlap, RunStatus, TriggerKind
+from cronplane_core.run_states import ActiveRun, AttemptEnd, Decision, EndedAttempt
+from cronplane_core.signed_tokens import Purpose, TokenClaims
+from cronplane_core.tables import ACTIVE_STATUSES, Execution, Overlap, RunStatus, TriggerKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,7 @@ class LockedCron:
     is_granted: bool
     overlap: Overlap
     catchup_window: timedelta | None
+    run_timeout: timedelta | None
     active_run_id: UUID | None
 
 
@@ -46,6 +49,7 @@ class NewRun:
     reason: str
     message: str
     generation: int
+    deadline: datetime | None = None
     missed_until: datetime | None = None
     missed_count: int | None = None
 
@@ -62,10 +66,12 @@ class Advance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartedAttempt:
-    """An attempt that passed the start gate, with all that its executor is told. Instants are aware and in UTC."""
+    """An attempt that passed the start gate, with all that its executor is told. Instants are aware and in UTC.
 
-    run_id: UUID
-    number: int
+    `run` is its run as it is from now on; the attempt has to end by `deadline`.
+    """
+
+    run: ActiveRun
     nonce: UUID
     organization_id: UUID
     cron_id: UUID
@@ -75,22 +81,57 @@ class StartedAttempt:
     scheduled_for: datetime
     trigger_kind: TriggerKind
     started_at: datetime
-    timeout: timedelta
+    deadline: datetime
+
+    def callback_claims(self) -> TokenClaims:
+        """Give what the token says by which somebody else may tell the attempt's end; the same each time."""
+        return TokenClaims(
+            purpose=Purpose.CALLBACK,
+            organization_id=self.organization_id,
+            run_id=self.run.id,
+            attempt=self.run.attempt,
+            expires_at=self.deadline if self.run.deadline is None else self.run.deadline,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishedAttempt:
     """How an attempt ended. `result_json` and `error_json` are JSON texts that PostgreSQL accepts."""
 
-    run_id: UUID
-    number: int
     nonce: UUID
-    status: RunStatus
-    reason: str
-    message: str
-    result_json: str | None
-    error_json: str | None
-    output: str
+    ended: EndedAttempt
+    result_json: str | None = None
+    error_json: str | None = None
+    output: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenRun:
+    """A run that is not over, read under its lock, with what its records need. `nonce` is its open attempt's, or None.
+
+    Instants are aware and in UTC. `lease_expires_at` and `attempt_deadline` are the open attempt's.
+    """
+
+    run: ActiveRun
+    nonce: UUID | None
+    execution: Execution | None
+    lease_expires_at: datetime | None
+    attempt_deadline: datetime | None
+    organization_id: UUID
+    cron_id: UUID
+    cron_name: str
+    entrypoint: str
+    scheduled_for: datetime
+    started_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transition:
+    """What was decided of a run in the state `run`, and of its open attempt if that ends, too (`attempt`)."""
+
+    run: ActiveRun
+    decision: Decision
+    attempt: FinishedAttempt | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +142,7 @@ class FinishedRun:
     organization_id: UUID
     cron_id: UUID
     cron_name: str
+    entrypoint: str
     scheduled_for: datetime
     status: RunStatus
     reason: str
@@ -112,7 +154,7 @@ _LOCK_CRONS = text(
     """
     SELECT c.id, c.organization_id, c.generation, c.enabled AND c.deleted_at IS NULL AS enabled,
            o.entrypoints IS NULL OR CAST(c.entrypoint AS text) = ANY(o.entrypoints) AS is_granted,
-           c.overlap, c.catchup_window,
+           c.overlap, c.catchup_window, c.run_timeout,
            (SELECT r.id FROM scheduler.cron_runs r
             WHERE r.cron_id = c.id AND r.finished_at IS NULL LIMIT 1) AS active_run_id
     FROM scheduler.cron_jobs c JOIN scheduler.organizations o ON o.id = c.organization_id
@@ -130,55 +172,101 @@ _CLAIM = text(
         RETURNING job.id
     )
     INSERT INTO scheduler.cron_runs (id, organization_id, cron_id, scheduled_for, trigger_kind, status, reason, message,
-                                     generation, epoch, finished_at, missed_until, missed_count)
+                                     generation, epoch, finished_at, missed_until, missed_count, deadline)
     SELECT run.id, run.organization_id, run.cron_id, run.scheduled_for, 'schedule', run.status, run.reason, run.message,
            run.generation, :epoch, CASE run.status WHEN 'queued' THEN NULL ELSE CAST(:now AS timestamptz) END,
-           run.missed_until, run.missed_count
+           run.missed_until, run.missed_count, run.deadline
     FROM unnest(CAST(:ids AS uuid[]), CAST(:organization_ids AS uuid[]), CAST(:cron_ids AS uuid[]),
                 CAST(:scheduled_for AS timestamptz[]), CAST(:statuses AS text[]), CAST(:reasons AS text[]),
                 CAST(:messages AS text[]), CAST(:generations AS bigint[]), CAST(:missed_until AS timestamptz[]),
-                CAST(:missed_counts AS bigint[]))
+                CAST(:missed_counts AS bigint[]), CAST(:deadlines AS timestamptz[]))
          AS run (id, organization_id, cron_id, scheduled_for, status, reason, message, generation, missed_until,
-                 missed_count)
+                 missed_count, deadline)
     JOIN advanced ON advanced.id = run.cron_id
     ON CONFLICT (cron_id, scheduled_for) WHERE trigger_kind = 'schedule' DO NOTHING
     RETURNING id
     """
 )
+# Without a timeout of its own a run has time for all of its attempts, counted from the start of the first.
 _START = text(
     """
     WITH asked AS (
-        SELECT * FROM unnest(CAST(:run_ids AS uuid[]), CAST(:nonces AS uuid[])) AS asked (run_id, nonce)
+        SELECT * FROM unnest(CAST(:run_ids AS uuid[]), CAST(:nonces AS uuid[]), CAST(:numbers AS integer[]))
+            AS asked (run_id, nonce, number)
     ), started AS (
         UPDATE scheduler.cron_runs run
         SET status = 'running', reason = 'Started', message = 'An attempt is under way.', attempts = run.attempts + 1,
-            started_at = coalesce(run.started_at, :now), generation = cron.generation, epoch = :epoch
+            started_at = coalesce(run.started_at, :now), generation = cron.generation, not_before = NULL,
+            epoch = coalesce(:epoch, run.epoch),
+            deadline = coalesce(run.deadline, :now + cron.timeout * cron.max_attempts
+                                              + cron.backoff_maximum * (cron.max_attempts - 1))
         FROM asked, scheduler.cron_jobs cron, scheduler.organizations organization
         WHERE run.id = asked.run_id AND run.status = 'queued' AND cron.id = run.cron_id AND cron.deleted_at IS NULL
+          AND (CAST(:entrypoints AS text[]) IS NULL
+               OR CAST(cron.entrypoint AS text) = ANY(CAST(:entrypoints AS text[])))
+          AND (asked.number IS NULL OR run.attempts + 1 = asked.number)
+          AND run.cancel_requested_at IS NULL
+          AND (run.not_before IS NULL OR run.not_before <= :now) AND (run.deadline IS NULL OR run.deadline > :now)
           AND organization.id = cron.organization_id
           AND (organization.entrypoints IS NULL OR CAST(cron.entrypoint AS text) = ANY(organization.entrypoints))
         RETURNING run.id AS run_id, run.attempts AS number, asked.nonce, run.organization_id, run.cron_id,
                   cron.name AS cron_name, CAST(cron.entrypoint AS text) AS entrypoint,
                   CAST(coalesce(run.execution_payload, cron.execution_payload) AS text) AS payload_json,
-                  run.scheduled_for, run.trigger_kind, CAST(:now AS timestamptz) AS started_at, cron.timeout
+                  run.scheduled_for, run.trigger_kind, CAST(:now AS timestamptz) AS started_at,
+                  least(:now + cron.timeout, run.deadline) AS deadline, run.deadline AS run_deadline,
+                  cron.max_attempts, cron.backoff_initial, cron.backoff_maximum
     ), attempt AS (
-        INSERT INTO scheduler.cron_attempts (run_id, number, nonce, epoch, location, lease_expires_at, started_at)
-        SELECT run_id, number, nonce, :epoch, :location, started_at + timeout + :margin, started_at FROM started
+        INSERT INTO scheduler.cron_attempts (run_id, number, nonce, epoch, location, execution, lease_expires_at,
+                                             started_at, deadline)
+        SELECT run_id, number, nonce, coalesce(:epoch, 0), :location, :execution,
+               CASE :execution WHEN 'in_process' THEN deadline ELSE started_at END + :lease, started_at, deadline
+        FROM started
     )
     SELECT * FROM started
     """
+).bindparams(
+    bindparam("epoch", type_=BigInteger()),
+    bindparam("lease", type_=Interval()),
+    bindparam("execution", type_=Text()),
+    bindparam("now", type_=DateTime(timezone=True)),
 )
 _STARTED = text(
     """
     SELECT run.id AS run_id, attempt.number, attempt.nonce, run.organization_id, run.cron_id, cron.name AS cron_name,
            CAST(cron.entrypoint AS text) AS entrypoint,
            CAST(coalesce(run.execution_payload, cron.execution_payload) AS text) AS payload_json,
-           run.scheduled_for, run.trigger_kind, attempt.started_at, cron.timeout
+           run.scheduled_for, run.trigger_kind, attempt.started_at, attempt.deadline, run.deadline AS run_deadline,
+           cron.max_attempts, cron.backoff_initial, cron.backoff_maximum
     FROM unnest(CAST(:run_ids AS uuid[]), CAST(:nonces AS uuid[])) AS asked (run_id, nonce)
     JOIN scheduler.cron_attempts attempt ON attempt.run_id = asked.run_id AND attempt.nonce = asked.nonce
-    JOIN scheduler.cron_runs run ON run.id = attempt.run_id
+    JOIN scheduler.cron_runs run ON run.id = attempt.run_id AND run.status = 'running'
     JOIN scheduler.cron_jobs cron ON cron.id = run.cron_id
     WHERE attempt.outcome IS NULL
+    """
+)
+_KEEP_CALLBACKS = text(
+    """
+    UPDATE scheduler.cron_attempts attempt SET callback_hash = kept.hash
+    FROM unnest(CAST(:nonces AS uuid[]), CAST(:hashes AS bytea[])) AS kept (nonce, hash)
+    WHERE attempt.nonce = kept.nonce AND attempt.outcome IS NULL
+    """
+)
+_USE_CALLBACK = text(
+    """
+    UPDATE scheduler.cron_attempts SET callback_hash = NULL
+    WHERE run_id = :run_id AND nonce = :nonce AND outcome IS NULL AND callback_hash = :hash
+    RETURNING true
+    """
+)
+_RENEW_ATTEMPT = text(
+    """
+    UPDATE scheduler.cron_attempts SET lease_expires_at = least(CAST(:until AS timestamptz), deadline)
+    WHERE run_id = :run_id AND nonce = :nonce AND outcome IS NULL AND execution <> 'in_process'
+    """
+)
+_EXPLAIN = text(
+    """
+    SELECT status, reason, attempts FROM scheduler.cron_runs WHERE id = :run_id AND organization_id = :organization_id
     """
 )
 # As if it had never passed the gate: its body was not entered, so it does not count as an attempt.
@@ -190,52 +278,79 @@ _HAND_BACK = text(
     UPDATE scheduler.cron_runs run
     SET status = 'queued', reason = 'HandedBack', message = 'The runner stopped before the run started.',
         attempts = attempt.number - 1, epoch = :epoch,
-        started_at = CASE WHEN attempt.number > 1 THEN run.started_at END
-    FROM attempt WHERE run.id = attempt.run_id AND run.status = 'running'
-    """
-)
-_FINISH = text(
-    """
-    WITH outcome AS (
-        SELECT * FROM unnest(
-            CAST(:run_ids AS uuid[]), CAST(:numbers AS integer[]), CAST(:nonces AS uuid[]), CAST(:statuses AS text[]),
-            CAST(:reasons AS text[]), CAST(:messages AS text[]), CAST(:results AS jsonb[]), CAST(:errors AS jsonb[]),
-            CAST(:outputs AS text[]))
-            AS ended (run_id, number, nonce, status, reason, message, result, error, output)
-    ), attempt AS (
-        UPDATE scheduler.cron_attempts attempt
-        SET finished_at = :now, outcome = ended.status, reason = ended.reason, message = ended.message,
-            error = ended.error, output = ended.output
-        FROM outcome ended
-        WHERE attempt.run_id = ended.run_id AND attempt.number = ended.number AND attempt.nonce = ended.nonce
-          AND attempt.outcome IS NULL
-        RETURNING ended.*
-    )
-    UPDATE scheduler.cron_runs run
-    SET status = ended.status, reason = ended.reason, message = ended.message, result = ended.result,
-        error = ended.error, finished_at = :now, epoch = :epoch
-    FROM attempt ended
-    WHERE run.id = ended.run_id AND run.status = 'running'
-    RETURNING run.id
-    """
-)
-# The workers of an earlier epoch died with their runner, so whatever they had open ends here.
-_END_LOST = text(
-    """
-    WITH attempt AS (
-        UPDATE scheduler.cron_attempts attempt
-        SET finished_at = :now, outcome = 'lost', reason = 'RunnerGone', message = :message
-        FROM scheduler.cron_runs run
-        WHERE run.finished_at IS NULL AND run.status = 'running' AND attempt.run_id = run.id
-          AND attempt.outcome IS NULL AND attempt.epoch < :epoch
-        RETURNING attempt.run_id
-    )
-    UPDATE scheduler.cron_runs run
-    SET status = 'lost', reason = 'RunnerGone', message = :message, finished_at = :now, epoch = :epoch
+        started_at = CASE WHEN attempt.number > 1 THEN run.started_at END,
+        deadline = CASE WHEN attempt.number > 1 OR cron.run_timeout IS NOT NULL THEN run.deadline END
     FROM attempt, scheduler.cron_jobs cron
     WHERE run.id = attempt.run_id AND run.status = 'running' AND cron.id = run.cron_id
-    RETURNING run.id, run.organization_id, run.cron_id, cron.name AS cron_name, run.scheduled_for, run.status,
-              run.reason, run.started_at, run.finished_at
+    """
+)
+# A run that is not as it was when it was decided upon is left alone: its state, its attempt, whether it is to be ended.
+_MOVE = text(
+    """
+    WITH decided AS (
+        SELECT * FROM unnest(
+            CAST(:run_ids AS uuid[]), CAST(:leaves AS text[]), CAST(:numbers AS integer[]), CAST(:cancels AS boolean[]),
+            CAST(:enters AS text[]), CAST(:reasons AS text[]), CAST(:messages AS text[]),
+            CAST(:not_before AS timestamptz[]), CAST(:nonces AS uuid[]), CAST(:outcomes AS text[]),
+            CAST(:attempt_reasons AS text[]), CAST(:attempt_messages AS text[]), CAST(:results AS jsonb[]),
+            CAST(:errors AS jsonb[]), CAST(:outputs AS text[]))
+            AS decided (run_id, leaves, number, is_cancel_requested, enters, reason, message, not_before, nonce,
+                        outcome, attempt_reason, attempt_message, result, error, output)
+    ), moved AS (
+        UPDATE scheduler.cron_runs run
+        SET status = decided.enters, reason = decided.reason, message = decided.message, result = decided.result,
+            error = decided.error, not_before = decided.not_before, epoch = coalesce(:epoch, run.epoch),
+            finished_at = CASE WHEN decided.enters IN ('queued', 'waiting') THEN NULL ELSE :now END
+        FROM decided LEFT JOIN scheduler.cron_attempts attempt
+             ON attempt.run_id = decided.run_id AND attempt.nonce = decided.nonce
+        WHERE run.id = decided.run_id AND run.status = decided.leaves AND run.attempts = decided.number
+          AND (run.cancel_requested_at IS NOT NULL) = decided.is_cancel_requested
+          AND (decided.nonce IS NULL OR attempt.number = decided.number AND attempt.outcome IS NULL)
+        RETURNING run.id, run.deadline, decided.*
+    ), ended AS (
+        UPDATE scheduler.cron_attempts attempt
+        SET finished_at = CASE WHEN moved.outcome IS NOT NULL THEN :now END, outcome = moved.outcome,
+            reason = moved.attempt_reason, message = moved.attempt_message, error = moved.error,
+            output = coalesce(moved.output, attempt.output),
+            lease_expires_at = CASE WHEN moved.outcome IS NULL THEN moved.deadline ELSE attempt.lease_expires_at END
+        FROM moved
+        WHERE attempt.run_id = moved.run_id AND attempt.number = moved.number AND moved.nonce IS NOT NULL
+    )
+    SELECT id FROM moved
+    """
+).bindparams(bindparam("epoch", type_=BigInteger()), bindparam("now", type_=DateTime(timezone=True)))
+_OPEN = """
+    SELECT run.id, run.status, run.attempts, run.deadline, run.cancel_requested_at IS NOT NULL AS is_cancel_requested,
+           cron.max_attempts, cron.backoff_initial, cron.backoff_maximum, attempt.nonce, attempt.execution,
+           attempt.lease_expires_at, attempt.deadline AS attempt_deadline, run.organization_id, run.cron_id,
+           cron.name AS cron_name, CAST(cron.entrypoint AS text) AS entrypoint, run.scheduled_for, run.started_at
+    FROM scheduler.cron_runs run JOIN scheduler.cron_jobs cron ON cron.id = run.cron_id
+    LEFT JOIN scheduler.cron_attempts attempt
+         ON attempt.run_id = run.id AND attempt.number = run.attempts AND attempt.outcome IS NULL
+    WHERE run.finished_at IS NULL AND {condition}
+    FOR UPDATE OF run {others}
+    """
+_LOCK_BY_ID = text(_OPEN.format(condition="run.id = ANY(CAST(:ids AS uuid[]))", others=""))
+# The workers of an earlier epoch died with their runner, so whatever they had open ends here.
+_LOCK_ORPHANS = text(
+    _OPEN.format(
+        condition="run.status = 'running' AND attempt.execution = 'in_process' AND attempt.epoch < :epoch", others=""
+    )
+)
+_LOCK_OVERDUE = text(
+    _OPEN.format(
+        condition="(run.status IN ('queued', 'waiting')"
+        "     AND (run.deadline <= :now OR run.cancel_requested_at IS NOT NULL) "
+        "OR run.status = 'running' AND attempt.lease_expires_at <= :now) LIMIT :limit",
+        others="SKIP LOCKED",
+    )
+)
+_CANCEL_REQUESTED = text(
+    """
+    SELECT attempt.nonce FROM scheduler.cron_runs run JOIN scheduler.cron_attempts attempt
+           ON attempt.run_id = run.id AND attempt.number = run.attempts AND attempt.outcome IS NULL
+    WHERE run.finished_at IS NULL AND run.status = 'running' AND run.cancel_requested_at IS NOT NULL
+      AND attempt.epoch = :epoch AND attempt.execution = 'in_process'
     """
 )
 _CANCEL_DELETED = text(
@@ -246,8 +361,9 @@ _CANCEL_DELETED = text(
     FROM scheduler.cron_jobs cron
     WHERE run.finished_at IS NULL AND run.status = 'queued' AND cron.id = run.cron_id
       AND cron.deleted_at IS NOT NULL
-    RETURNING run.id, run.organization_id, run.cron_id, cron.name AS cron_name, run.scheduled_for, run.status,
-              run.reason, run.started_at, run.finished_at
+    RETURNING run.id, run.organization_id, run.cron_id, cron.name AS cron_name,
+              CAST(cron.entrypoint AS text) AS entrypoint, run.scheduled_for, run.status, run.reason,
+              run.started_at, run.finished_at
     """
 )
 _SKIP_NOT_GRANTED = text(
@@ -259,8 +375,9 @@ _SKIP_NOT_GRANTED = text(
     WHERE run.finished_at IS NULL AND run.status = 'queued' AND cron.id = run.cron_id
       AND (organization.entrypoints IS NULL
            OR CAST(cron.entrypoint AS text) = ANY(organization.entrypoints)) IS NOT TRUE
-    RETURNING run.id, run.organization_id, run.cron_id, cron.name AS cron_name, run.scheduled_for, run.status,
-              run.reason, run.started_at, run.finished_at
+    RETURNING run.id, run.organization_id, run.cron_id, cron.name AS cron_name,
+              CAST(cron.entrypoint AS text) AS entrypoint, run.scheduled_for, run.status, run.reason,
+              run.started_at, run.finished_at
     """
 )
 _QUEUED = text(
@@ -268,6 +385,7 @@ _QUEUED = text(
     SELECT run.id FROM scheduler.cron_runs run JOIN scheduler.cron_jobs cron ON cron.id = run.cron_id
     WHERE run.finished_at IS NULL AND run.status = 'queued' AND cron.deleted_at IS NULL
       AND CAST(cron.entrypoint AS text) = ANY(:entrypoints)
+      AND (run.not_before IS NULL OR run.not_before <= :now)
     ORDER BY run.created_at LIMIT :limit
     """
 )
@@ -285,6 +403,7 @@ async def lock_crons(connection: AsyncConnection, *, cron_ids: Sequence[UUID]) -
             is_granted=row.is_granted,
             overlap=Overlap(row.overlap),
             catchup_window=row.catchup_window,
+            run_timeout=row.run_timeout,
             active_run_id=row.active_run_id,
         )
         for row in rows
@@ -315,6 +434,7 @@ async def claim(
             "generations": arrays.integers(run.generation for run in runs),
             "missed_until": arrays.instants(run.missed_until for run in runs),
             "missed_counts": arrays.integers(run.missed_count for run in runs),
+            "deadlines": arrays.instants(run.deadline for run in runs),
             "epoch": epoch,
             "now": now,
         },
@@ -326,63 +446,148 @@ async def start(
     connection: AsyncConnection,
     *,
     nonces: Mapping[UUID, UUID],
-    epoch: int,
+    epoch: int | None,
     location: str,
+    execution: Execution,
     now: datetime,
-    margin: timedelta,
+    lease: timedelta,
+    number: int | None = None,
+    entrypoints: Sequence[str] | None = None,
 ) -> list[StartedAttempt]:
     """Let queued runs through the start gate, each at most once, with a new attempt; others are left out.
 
-    `nonces` gives each run's id the nonce of the attempt. The attempt's lease lasts for its timeout and `margin`;
-    `location` says where it runs.
+    `nonces` gives each run's id the nonce of the attempt; with `number` only an attempt of that number is begun, with
+    `entrypoints` only runs of these entries.
+    `location` says where it runs. An attempt in a worker of the runner may be called lost when `lease` has passed after
+    its deadline; any other one when `lease` has passed without a heartbeat. `epoch` is None for those that do not lead.
     """
     asked = {"run_ids": arrays.uuids(nonces), "nonces": arrays.uuids(nonces.values())}
-    return _started(
-        await connection.execute(_START, {**asked, "epoch": epoch, "location": location, "now": now, "margin": margin})
-    )
+    numbers = arrays.integers(number for _ in nonces)
+    entries = None if entrypoints is None else list(entrypoints)
+    who = {"epoch": epoch, "location": location, "execution": execution.value, "entrypoints": entries}
+    return _started(await connection.execute(_START, {**asked, **who, "numbers": numbers, "now": now, "lease": lease}))
+
+
+async def keep_callbacks(connection: AsyncConnection, *, hashes: Mapping[UUID, bytes]) -> None:
+    """Note the hashes of the tokens by which the ends of attempts, by their nonces, may be told by somebody else."""
+    parameters = {"nonces": list(hashes), "hashes": list(hashes.values())}
+    await connection.execute(_KEEP_CALLBACKS, parameters)
+
+
+async def use_callback(connection: AsyncConnection, *, nonce: UUID, run_id: UUID, token_hash: bytes) -> bool:
+    """Use the token that was kept for an open attempt up; False if it was used before, or another was kept."""
+    used = await connection.scalar(_USE_CALLBACK, {"nonce": nonce, "run_id": run_id, "hash": token_hash})
+    return used is not None
+
+
+async def renew_attempt(connection: AsyncConnection, *, nonce: UUID, run_id: UUID, until: datetime) -> None:
+    """Let an open attempt's lease last until `until` (aware), and at most until a moment after its deadline."""
+    await connection.execute(_RENEW_ATTEMPT, {"nonce": nonce, "run_id": run_id, "until": until})
+
+
+async def explain(connection: AsyncConnection, *, run_id: UUID, organization_id: UUID, number: int) -> str:
+    """Say in a sentence why an attempt of a run cannot be begun, go on or be ended."""
+    row = (await connection.execute(_EXPLAIN, {"run_id": run_id, "organization_id": organization_id})).one_or_none()
+    if row is None:
+        return "There is no such run any more"
+    state = f"the run is {row.status} ({row.reason})"
+    if row.attempts > number:
+        return f"Attempt {number} was superseded by attempt {row.attempts}; {state}"
+    if row.attempts < number:
+        return f"Attempt {number} was not begun and cannot be now; {state}"
+    return f"Attempt {number} is over, or another process's, or its token was used; {state}"
 
 
 async def read_started(connection: AsyncConnection, *, nonces: Mapping[UUID, UUID]) -> list[StartedAttempt]:
-    """Give the open attempts that have these nonces, to a caller that lost the answer of `start`."""
+    """Give the attempts under way that have these nonces, to a caller that lost the answer of `start`."""
     asked = {"run_ids": arrays.uuids(nonces), "nonces": arrays.uuids(nonces.values())}
     return _started(await connection.execute(_STARTED, asked))
 
 
-async def finish(
-    connection: AsyncConnection, *, attempts: Sequence[FinishedAttempt], epoch: int, now: datetime
+async def move(
+    connection: AsyncConnection, *, transitions: Sequence[Transition], epoch: int | None, now: datetime
 ) -> set[UUID]:
-    """End these attempts and their runs; gives the runs that ended.
+    """Carry out what was decided; gives the runs that changed.
 
-    An attempt that is over already, or another's, changes nothing.
+    A run that has changed since it was read is left alone. `epoch` is None for those that do not lead.
     """
-    ended = await connection.scalars(
-        _FINISH,
+    attempts = [transition.attempt for transition in transitions]
+    moved = await connection.scalars(
+        _MOVE,
         {
-            "run_ids": arrays.uuids(attempt.run_id for attempt in attempts),
-            "numbers": arrays.integers(attempt.number for attempt in attempts),
-            "nonces": arrays.uuids(attempt.nonce for attempt in attempts),
-            "statuses": arrays.texts(attempt.status.value for attempt in attempts),
-            "reasons": arrays.texts(attempt.reason for attempt in attempts),
-            "messages": arrays.texts(attempt.message for attempt in attempts),
-            "results": arrays.texts(attempt.result_json for attempt in attempts),
-            "errors": arrays.texts(attempt.error_json for attempt in attempts),
-            "outputs": arrays.texts(attempt.output for attempt in attempts),
+            "run_ids": arrays.uuids(transition.run.id for transition in transitions),
+            "leaves": arrays.texts(transition.run.status.value for transition in transitions),
+            "numbers": arrays.integers(transition.run.attempt for transition in transitions),
+            "cancels": arrays.booleans(transition.run.is_cancel_requested for transition in transitions),
+            "enters": arrays.texts(transition.decision.status.value for transition in transitions),
+            "reasons": arrays.texts(transition.decision.reason for transition in transitions),
+            "messages": arrays.texts(transition.decision.message for transition in transitions),
+            "not_before": arrays.instants(transition.decision.not_before for transition in transitions),
+            "nonces": arrays.uuids(None if attempt is None else attempt.nonce for attempt in attempts),
+            "outcomes": arrays.texts(None if attempt is None else _outcome(attempt) for attempt in attempts),
+            "attempt_reasons": arrays.texts(None if attempt is None else attempt.ended.reason for attempt in attempts),
+            "attempt_messages": arrays.texts(
+                None if attempt is None else attempt.ended.message for attempt in attempts
+            ),
+            "results": arrays.texts(None if attempt is None else attempt.result_json for attempt in attempts),
+            "errors": arrays.texts(None if attempt is None else attempt.error_json for attempt in attempts),
+            "outputs": arrays.texts(None if attempt is None else attempt.output for attempt in attempts),
             "epoch": epoch,
             "now": now,
         },
     )
-    return set(ended)
+    return set(moved)
+
+
+def _outcome(attempt: FinishedAttempt) -> str | None:
+    """Give how an attempt ended, None for one that goes on somewhere else."""
+    return None if attempt.ended.end is AttemptEnd.ACCEPTED else attempt.ended.end.value
+
+
+def ended(open_run: OpenRun, decision: Decision, *, now: datetime) -> FinishedRun | None:
+    """Give the record of a run for which `decision` was carried out, None if that is not its end."""
+    if decision.status in ACTIVE_STATUSES:
+        return None
+    return FinishedRun(
+        id=open_run.run.id,
+        organization_id=open_run.organization_id,
+        cron_id=open_run.cron_id,
+        cron_name=open_run.cron_name,
+        entrypoint=open_run.entrypoint,
+        scheduled_for=open_run.scheduled_for,
+        status=decision.status,
+        reason=decision.reason,
+        started_at=open_run.started_at,
+        finished_at=now,
+    )
+
+
+async def lock_open_runs(connection: AsyncConnection, *, run_ids: Sequence[UUID]) -> list[OpenRun]:
+    """Read those of these runs that are not over, and keep everybody else from changing them."""
+    return _open_runs(await connection.execute(_LOCK_BY_ID, {"ids": arrays.uuids(run_ids)}))
+
+
+async def lock_orphans(connection: AsyncConnection, *, epoch: int) -> list[OpenRun]:
+    """Read the runs whose attempt was under way in a worker of an earlier leader, and lock them."""
+    return _open_runs(await connection.execute(_LOCK_ORPHANS, {"epoch": epoch}))
+
+
+async def lock_overdue(connection: AsyncConnection, *, now: datetime, limit: int) -> list[OpenRun]:
+    """Read runs that nobody brings on any more, and lock them; those that somebody is changing right now are left out.
+
+    Those are the queued and waiting ones past their deadline, and the running ones whose attempt's lease has ended.
+    """
+    return _open_runs(await connection.execute(_LOCK_OVERDUE, {"now": now, "limit": limit}))
+
+
+async def cancel_requested(connection: AsyncConnection, *, epoch: int) -> list[UUID]:
+    """Give the nonces of this leader's own attempts under way that somebody wants to end."""
+    return list(await connection.scalars(_CANCEL_REQUESTED, {"epoch": epoch}))
 
 
 async def hand_back(connection: AsyncConnection, *, nonces: Sequence[UUID], epoch: int) -> None:
     """Queue again the runs of attempts that passed the gate and whose body was never entered."""
     await connection.execute(_HAND_BACK, {"nonces": list(nonces), "epoch": epoch})
-
-
-async def end_lost(connection: AsyncConnection, *, epoch: int, now: datetime) -> list[FinishedRun]:
-    """End as `lost` what was running under an earlier epoch."""
-    message = "The runner that ran it is gone; how far it got is not known."
-    return _finished(await connection.execute(_END_LOST, {"epoch": epoch, "now": now, "message": message}))
 
 
 async def cancel_deleted(connection: AsyncConnection, *, epoch: int, now: datetime) -> list[FinishedRun]:
@@ -395,16 +600,26 @@ async def skip_not_granted(connection: AsyncConnection, *, epoch: int, now: date
     return _finished(await connection.execute(_SKIP_NOT_GRANTED, {"epoch": epoch, "now": now}))
 
 
-async def queued_runs(connection: AsyncConnection, *, entrypoints: Sequence[str], limit: int) -> list[UUID]:
-    """Name up to `limit` queued runs of these entries, oldest first."""
-    return list(await connection.scalars(_QUEUED, {"entrypoints": list(entrypoints), "limit": limit}))
+async def queued_runs(
+    connection: AsyncConnection, *, entrypoints: Sequence[str], now: datetime, limit: int
+) -> list[UUID]:
+    """Name up to `limit` queued runs of these entries that may begin by `now`, oldest first."""
+    parameters = {"entrypoints": list(entrypoints), "now": now, "limit": limit}
+    return list(await connection.scalars(_QUEUED, parameters))
 
 
 def _started(rows: CursorResult[Any]) -> list[StartedAttempt]:
     return [
         StartedAttempt(
-            run_id=row.run_id,
-            number=row.number,
+            run=ActiveRun(
+                id=row.run_id,
+                status=RunStatus.RUNNING,
+                attempt=row.number,
+                max_attempts=row.max_attempts,
+                backoff_initial=row.backoff_initial,
+                backoff_maximum=row.backoff_maximum,
+                deadline=row.run_deadline,
+            ),
             nonce=row.nonce,
             organization_id=row.organization_id,
             cron_id=row.cron_id,
@@ -414,7 +629,35 @@ def _started(rows: CursorResult[Any]) -> list[StartedAttempt]:
             scheduled_for=row.scheduled_for,
             trigger_kind=TriggerKind(row.trigger_kind),
             started_at=row.started_at,
-            timeout=row.timeout,
+            deadline=row.deadline,
+        )
+        for row in rows
+    ]
+
+
+def _open_runs(rows: CursorResult[Any]) -> list[OpenRun]:
+    return [
+        OpenRun(
+            run=ActiveRun(
+                id=row.id,
+                status=RunStatus(row.status),
+                attempt=row.attempts,
+                max_attempts=row.max_attempts,
+                backoff_initial=row.backoff_initial,
+                backoff_maximum=row.backoff_maximum,
+                deadline=row.deadline,
+                is_cancel_requested=row.is_cancel_requested,
+            ),
+            nonce=row.nonce,
+            execution=None if row.execution is None else Execution(row.execution),
+            lease_expires_at=row.lease_expires_at,
+            attempt_deadline=row.attempt_deadline,
+            organization_id=row.organization_id,
+            cron_id=row.cron_id,
+            cron_name=row.cron_name,
+            entrypoint=row.entrypoint,
+            scheduled_for=row.scheduled_for,
+            started_at=row.started_at,
         )
         for row in rows
     ]
@@ -427,6 +670,7 @@ def _finished(rows: CursorResult[Any]) -> list[FinishedRun]:
             organization_id=row.organization_id,
             cron_id=row.cron_id,
             cron_name=row.cron_name,
+            entrypoint=row.entrypoint,
             scheduled_for=row.scheduled_for,
             status=RunStatus(row.status),
             reason=row.reason,

@@ -62,7 +62,17 @@ class MigrationSettings(BaseSettings):
     )
 
 
-class ApiSettings(DatabaseSettings):
+class TokenSettings(DatabaseSettings):
+    """Settings of a role that makes or recognizes tokens of runs."""
+
+    token_keys: SecretStr | None = Field(
+        default=None,
+        description="id:secret, with commas between several; the first signs tokens of runs, all are recognized. "
+        "API and runner need the same; without any, no run can be completed by somebody else",
+    )
+
+
+class ApiSettings(TokenSettings):
     """Settings of the API."""
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
@@ -97,11 +107,16 @@ class ApiSettings(DatabaseSettings):
     api_pool_size: int = Field(default=10, ge=1, le=200, description="connections to PostgreSQL at most")
 
 
-class RunnerSettings(DatabaseSettings):
+class RunnerSettings(TokenSettings):
     """Settings of the runner."""
 
     workers: int = Field(default=2, ge=1, le=256, description="worker processes kept ready for in-process entries")
     max_workers: int = Field(default=16, ge=1, le=1024, description="worker processes at most, while some are blocked")
+    worker_memory: int = Field(
+        default=2**30,
+        ge=0,
+        description="bytes that a worker may take for an entry, with what it starts; 0 for no limit",
+    )
     lease_duration: Duration = Field(
         default=timedelta(seconds=15), ge=timedelta(seconds=3), description="how long a silent leader stays leader"
     )
@@ -110,6 +125,15 @@ class RunnerSettings(DatabaseSettings):
     )
     comparison_interval: Duration = Field(
         default=timedelta(minutes=5), description="how often the runner compares the whole table"
+    )
+    scan_interval: Duration = Field(
+        default=timedelta(minutes=5),
+        gt=timedelta(0),
+        description="how often the leader checks the record of every cron, as `cronplane check` does",
+    )
+    metrics_host: str = Field(default="127.0.0.1", description="address that serves the runner's metrics and probes")
+    metrics_port: int = Field(
+        default=8081, ge=0, le=65535, description="port of the runner's metrics and probes; 0 takes a free one"
     )
     drain_grace: Duration = Field(
         default=timedelta(seconds=25), description="how long running entries may finish after SIGTERM"

@@ -58,6 +58,13 @@ class RunStatus(enum.StrEnum):
 ACTIVE_STATUSES = (RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.WAITING)
 
 
+class Execution(enum.StrEnum):
+    """Where the body of an attempt runs: in a worker of the runner, or in a process that sends heartbeats itself."""
+
+    IN_PROCESS = "in_process"
+    POD = "pod"
+
+
 class TriggerKind(enum.StrEnum):
     """Why a run exists."""
 
@@ -162,6 +169,7 @@ def _policy_columns() -> list[Column[Any]]:
         _instant("starts_at", nullable=True),
         _instant("ends_at", nullable=True),
         Column("max_runs", BigInteger),
+        Column("run_timeout", Interval),
     ]
 
 
@@ -172,6 +180,7 @@ def _policy_checks() -> list[CheckConstraint]:
         # Also what keeps one cron, changed by hand, from overflowing the instant that ends everybody's attempts.
         CheckConstraint("timeout > interval '0' AND timeout <= interval '1 year'", name="timeout_bounded"),
         CheckConstraint("max_attempts >= 1", name="max_attempts_positive"),
+        CheckConstraint("run_timeout > interval '0' AND run_timeout <= interval '1 year'", name="run_timeout_bounded"),
     ]
 
 
@@ -311,6 +320,11 @@ cron_runs = Table(
     _instant("finished_at", nullable=True),
     _instant("missed_until", nullable=True),
     Column("missed_count", BigInteger),
+    Column("not_before", DateTime(timezone=True), comment="when a retry may begin"),
+    Column("deadline", DateTime(timezone=True), comment="no attempt begins or goes on after it"),
+    _instant("cancel_requested_at", nullable=True),
+    Column("cancel_requested_by", Text),
+    Column("rerun_of", Uuid, comment="the run that was run again by this one"),
     ForeignKeyConstraint(
         ["cron_id", "organization_id"],
         [cron_jobs.c.id, cron_jobs.c.organization_id],
@@ -355,6 +369,20 @@ cron_attempts = Table(
     Column("message", Text),
     Column("error", JSONB(none_as_null=True)),
     Column("output", Text, comment="what the entry printed, bounded"),
+    Column(
+        "execution",
+        Text,
+        nullable=False,
+        server_default=Execution.IN_PROCESS.value,
+        comment="who keeps its lease: the runner, or heartbeats of its own",
+    ),
+    _instant("deadline", nullable=True),
+    Column(
+        "callback_hash",
+        LargeBinary,
+        comment="SHA-256 of the token by which somebody else may tell its end; null once it was used",
+    ),
+    _one_of("execution", Execution),
     CheckConstraint("outcome IN ('completed', 'error', 'timed_out', 'cancelled', 'lost')", name="outcome_known"),
     CheckConstraint("(outcome IS NULL) = (finished_at IS NULL)", name="finished_has_outcome"),
     postgresql_with={"fillfactor": 70},
@@ -375,4 +403,5 @@ leases = Table(
     Column("holder", Text, nullable=False),
     Column("epoch", BigInteger, nullable=False),
     _instant("expires_at"),
+    Column("renewed_at", DateTime(timezone=True), comment="when the holder took or renewed it last"),
 )

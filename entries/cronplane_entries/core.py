@@ -33,6 +33,21 @@ class RegistrationRefusedError(EntryError):
         self.field = field
 
 
+class PermanentError(EntryError):
+    """Raised by an execution validator or an executor to end the run: another attempt would fail, too."""
+
+
+class TemporaryError(EntryError):
+    """Raised by an execution validator or an executor to be tried again, if the cron has attempts left.
+
+    `delay` is how long to wait before that; None leaves it to the cron's back-off.
+    """
+
+    def __init__(self, message: str, *, delay: timedelta | None = None) -> None:
+        super().__init__(message)
+        self.delay = delay
+
+
 class BaseUserPayload(BaseModel):
     """What a person sends: strict (no coercion of types) and closed (unknown fields are refused)."""
 
@@ -116,11 +131,34 @@ class RunReference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Callback:
+    """How somebody else tells the end of a run: `POST <path>` at the API, with `Authorization: Bearer <token>`.
+
+    The token is good once, for this run, until `deadline` (aware, UTC). It belongs in a header, in no URL and no log.
+    """
+
+    path: str
+    deadline: datetime
+    token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """Returned by an executor that has handed its work to somebody else: the run waits until it is told of its end.
+
+    `message` is shown with the run meanwhile. Only entries with `completes_by_callback` may return it.
+    """
+
+    message: str = "The work was handed on; the run waits to be told of its end."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionContext:
     """What an execution validator and an executor are told besides the payload.
 
     `attempt` counts from 1. `scheduled_for` is the nominal fire time and `deadline` the instant after which the attempt
-    is killed, both aware and in UTC. What `log` writes becomes the run's output.
+    is killed, both aware and in UTC. What `log` writes becomes the run's output. `callback` is None unless the entry
+    has `completes_by_callback`.
     """
 
     cron: CronReference
@@ -130,6 +168,7 @@ class ExecutionContext:
     deadline: datetime
     log: logging.Logger
     services: Services
+    callback: Callback | None = None
 
 
 UserPayloadT = TypeVar("UserPayloadT", bound=BaseUserPayload)
@@ -156,19 +195,20 @@ class ExecutionValidator(Protocol[ExecutionPayload_contra]):
 
 
 class Executor(Protocol[ExecutionPayload_contra]):
-    """Does the work of a run. What it returns is the run's result and must be JSON."""
+    """Does the work of a run, or hands it on (`Accepted`). What it returns is the run's result and must be JSON."""
 
     def __call__(
         self, payload: ExecutionPayload_contra, /, *, context: ExecutionContext
-    ) -> Awaitable[Mapping[str, object] | None] | Mapping[str, object] | None:
-        """Return the result, a mapping that JSON can hold, or nothing."""
+    ) -> Awaitable[Mapping[str, object] | Accepted | None] | Mapping[str, object] | Accepted | None:
+        """Return the result, a mapping that JSON can hold, or nothing; or that somebody else has the work now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CronEntrySpec(Generic[UserPayloadT, ExecutionPayloadT]):
     """An entry: its models, its functions, where it runs, and the defaults of its crons.
 
-    `timeout` bounds one attempt, and a cron may ask for another; `attempts` bounds a run, and only 1 is served yet.
+    `timeout` bounds one attempt and `attempts` a run, unless a cron asks for others. `completes_by_callback` lets the
+    executor return `Accepted`.
     `check_settings` is given the administrator's settings of this entry when a process starts, and raises a
     `ValueError` that says what is wrong with them, repeating no value.
     """
@@ -181,15 +221,18 @@ class CronEntrySpec(Generic[UserPayloadT, ExecutionPayloadT]):
     execution: ExecutionMode = ExecutionMode.IN_PROCESS
     timeout: timedelta = timedelta(hours=1)
     attempts: int = 1
+    completes_by_callback: bool = False
     check_settings: Callable[[Mapping[str, str]], None] | None = None
 
 
 AnyCronEntrySpec = CronEntrySpec[BaseUserPayload, BaseExecutionPayload]
 
 __all__ = [
+    "Accepted",
     "AnyCronEntrySpec",
     "BaseExecutionPayload",
     "BaseUserPayload",
+    "Callback",
     "CronEntrySpec",
     "CronReference",
     "EntryError",
@@ -199,10 +242,12 @@ __all__ = [
     "Executor",
     "JsonValue",
     "Organization",
+    "PermanentError",
     "RegistrationContext",
     "RegistrationRefusedError",
     "RegistrationValidator",
     "RunReference",
     "Services",
+    "TemporaryError",
     "User",
 ]

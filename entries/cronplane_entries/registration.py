@@ -6,7 +6,7 @@ is refused too, in words: a policy that silently did nothing would be worse. Not
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -16,9 +16,9 @@ import structlog
 from pydantic import JsonValue
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cronplane_core.cron_repository import UNLIMITED, Cron, Definition, Policy, insert_cron
+from cronplane_core.cron_repository import UNLIMITED, Cron, Definition, NewCron, Policy, insert_crons
 from cronplane_core.schedule import Schedule, ScheduleError, UnknownTimeZoneError
-from cronplane_core.tables import Catchup, CronSource, Overlap
+from cronplane_core.tables import Catchup, Overlap
 from cronplane_entries.core import (
     AnyCronEntrySpec,
     EntryError,
@@ -36,13 +36,13 @@ from cronplane_entries.invocation import (
     register,
     unstorable,
 )
-from cronplane_entries.registry import LONGEST_TIMEOUT, CronEntrypoint, CronRegistry, UnknownEntryError
+from cronplane_entries.registry import LONGEST_TIMEOUT, MOST_ATTEMPTS, CronEntrypoint, CronRegistry, UnknownEntryError
 
 _log = structlog.get_logger("cronplane.registration")
 MAXIMUM_NAME_LENGTH = 200
 LONGEST_CATCHUP_WINDOW = timedelta(days=30)
 LONGEST_BACKOFF = timedelta(days=1)
-MOST_ATTEMPTS = 100
+LONGEST_RUN_TIMEOUT = timedelta(days=30)
 MOST_RUNS = 10**9
 LATEST_YEAR = 9998
 _MINUTE = timedelta(minutes=1)
@@ -75,6 +75,7 @@ class PolicyDraft:
     starts_at: datetime | None = None
     ends_at: datetime | None = None
     max_runs: int | None = None
+    run_timeout: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +144,7 @@ class Registrar:
             entrypoint=draft.entrypoint,
             user_payload=registration.user_payload,
             execution_payload=registration.execution_payload,
-            policy=_policy(draft.policy, Policy(timeout=spec.timeout)),
+            policy=_policy(draft.policy, Policy(timeout=spec.timeout, max_attempts=spec.attempts)),
             enabled=draft.enabled,
         )
         return definition, schedule
@@ -152,27 +153,17 @@ class Registrar:
         self,
         connection: AsyncConnection,
         *,
-        cron_id: UUID,
-        organization: Organization,
-        user: User,
-        definition: Definition,
-    ) -> Cron:
-        """Write a checked definition as a new cron.
+        organization_id: UUID,
+        crons: Sequence[NewCron],
+    ) -> list[Cron]:
+        """Write new crons with checked definitions, all of them or none; this is one statement, and can stand alone.
 
         Raises:
-            CronNameTakenError: the organization has a cron of this name.
-            QuotaExceededError: the organization has as many crons as it may have.
+            CronNameTakenError: the organization has a cron of such a name.
+            QuotaExceededError: the organization may not have so many crons.
 
         """
-        return await insert_cron(
-            connection,
-            cron_id=cron_id,
-            organization_id=organization.id,
-            definition=definition,
-            created_by=user.id,
-            source=CronSource.API,
-            cron_quota=self.cron_quota,
-        )
+        return await insert_crons(connection, organization_id=organization_id, crons=crons, cron_quota=self.cron_quota)
 
     def check_grant(self, entrypoint: str, *, organization: Organization) -> None:
         """Let an organization use an entry, or not; of one that there is not, this says nothing.
@@ -356,8 +347,12 @@ def _policy_errors(draft: PolicyDraft) -> Iterable[FieldError]:
     yield from _duration_errors(("timeout",), draft.timeout, longest=LONGEST_TIMEOUT)
     yield from _duration_errors(("catchup_window",), draft.catchup_window, longest=LONGEST_CATCHUP_WINDOW)
     yield from _bounds_errors(draft)
-    yield from _number_errors("max_attempts", draft.max_attempts, most=MOST_ATTEMPTS, served=1)
-    yield from _number_errors("max_runs", draft.max_runs, most=MOST_RUNS, served=None)
+    yield from _count_errors("max_attempts", draft.max_attempts, most=MOST_ATTEMPTS)
+    yield from _duration_errors(("run_timeout",), draft.run_timeout, longest=LONGEST_RUN_TIMEOUT)
+    wrong = list(_count_errors("max_runs", draft.max_runs, most=MOST_RUNS))
+    yield from wrong
+    if draft.max_runs is not None and not wrong:
+        yield _not_served(("max_runs",), "no limit")
     yield from _backoff_errors(draft)
     if draft.overlap not in {None, Overlap.SKIP}:
         yield _not_served(("overlap",), "only skip")
@@ -367,23 +362,14 @@ def _policy_errors(draft: PolicyDraft) -> Iterable[FieldError]:
         yield from _jitter_errors(draft.jitter)
 
 
-def _number_errors(name: str, number: int | None, *, most: int, served: int | None) -> Iterable[FieldError]:
-    if number is None or number == served:
-        return
-    if 1 <= number <= most:
-        yield _not_served((name,), "no limit" if served is None else f"only {served}")
-    else:
+def _count_errors(name: str, count: int | None, *, most: int) -> Iterable[FieldError]:
+    if count is not None and not 1 <= count <= most:
         yield FieldError(path=(name,), message=f"{name} is from 1 to {most}", type="out_of_range")
 
 
 def _backoff_errors(draft: PolicyDraft) -> Iterable[FieldError]:
-    default = Policy(timeout=LONGEST_TIMEOUT)
-    for name in ("initial", "maximum"):
-        path, asked, served = ("backoff", name), getattr(draft, f"backoff_{name}"), getattr(default, f"backoff_{name}")
-        wrong = list(_duration_errors(path, asked, longest=LONGEST_BACKOFF))
-        yield from wrong
-        if not wrong and asked not in {None, served}:
-            yield _not_served(path, f"only {_seconds(served)}")
+    yield from _duration_errors(("backoff", "initial"), draft.backoff_initial, longest=LONGEST_BACKOFF)
+    yield from _duration_errors(("backoff", "maximum"), draft.backoff_maximum, longest=LONGEST_BACKOFF)
     if draft.backoff_initial and draft.backoff_maximum and draft.backoff_initial > draft.backoff_maximum:
         message = "the longest wait is shorter than the first one"
         yield FieldError(path=("backoff", "maximum"), message=message, type="out_of_range")

@@ -23,6 +23,7 @@ from cronplane_entries.core import (
 ENTRY_POINT_GROUP = "cronplane.entries"
 SHORTEST_TIMEOUT = timedelta(seconds=1)
 LONGEST_TIMEOUT = timedelta(days=7)
+MOST_ATTEMPTS = 100
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}", re.ASCII)
 
 
@@ -189,7 +190,8 @@ def _check(name: str, spec: object) -> None:
             (callable(spec.executor), "executor cannot be called"),
             (isinstance(spec.execution, ExecutionMode), "execution is neither in_process nor pod"),
             (_is_timeout(spec.timeout), "timeout is no timedelta from 1 second to 7 days"),
-            (spec.attempts == 1, "attempts is not 1, and retries are not served yet"),
+            (_is_count(spec.attempts), f"attempts is no number from 1 to {MOST_ATTEMPTS}"),
+            (isinstance(spec.completes_by_callback, bool), "completes_by_callback is neither True nor False"),
             (spec.check_settings is None or callable(spec.check_settings), "check_settings cannot be called"),
         )
         if not holds
@@ -200,6 +202,10 @@ def _check(name: str, spec: object) -> None:
 
 def _is_model(model: object, base: type) -> bool:
     return isinstance(model, type) and issubclass(model, base)
+
+
+def _is_count(attempts: object) -> bool:
+    return isinstance(attempts, int) and not isinstance(attempts, bool) and 1 <= attempts <= MOST_ATTEMPTS
 
 
 def _is_timeout(timeout: object) -> bool:

@@ -69,7 +69,7 @@ def decide(cron: LockedCron, job: DueJob, *, now: datetime) -> list[NewRun]:
     window = DEFAULT_CATCHUP_WINDOW if cron.catchup_window is None else cron.catchup_window
     if now - owed.last > window:
         return [_missed(cron, owed, until=owed.last, count=owed.count, verdict=_outside_window(window))]
-    newest = _run(cron, scheduled_for=owed.last, verdict=_newest_verdict(cron))
+    newest = _run(cron, scheduled_for=owed.last, verdict=_newest_verdict(cron), now=now)
     if owed.last_but_one is None:
         return [newest]
     return [_missed(cron, owed, until=owed.last_but_one, count=owed.count - 1, verdict=_SUPERSEDED), newest]
@@ -113,7 +113,7 @@ def _newest_verdict(cron: LockedCron) -> Verdict:
     return _QUEUED
 
 
-def _run(cron: LockedCron, *, scheduled_for: datetime, verdict: Verdict) -> NewRun:
+def _run(cron: LockedCron, *, scheduled_for: datetime, verdict: Verdict, now: datetime) -> NewRun:
     return NewRun(
         id=uuid4(),
         organization_id=cron.organization_id,
@@ -123,6 +123,7 @@ def _run(cron: LockedCron, *, scheduled_for: datetime, verdict: Verdict) -> NewR
         reason=verdict.reason,
         message=verdict.message,
         generation=cron.generation,
+        deadline=None if cron.run_timeout is None else now + cron.run_timeout,
     )
 
 

@@ -43,6 +43,10 @@ class ClaimExecutor(BaseExecutor):  # type: ignore[misc]  # APScheduler has no t
             _, latest = self._due.get(cron_id, (first, job))
             self._due[cron_id] = (first, latest)
 
+    def earliest_due(self) -> datetime | None:
+        """Give the earliest fire (aware, UTC) that waits here to be claimed, or None."""
+        return min((first for first, _ in self._due.values()), default=None)
+
     def first_due(self, cron_id: UUID) -> datetime | None:
         """Give the first fire (aware, UTC) that a job waits here to have claimed, or None."""
         due = self._due.get(cron_id)

@@ -11,9 +11,10 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from cronplane_core import failpoints, run_transitions
 from cronplane_core import lease as leases
-from cronplane_core import run_transitions
 from cronplane_core.database import DatabaseUnavailableError, transaction
+from cronplane_core.failpoints import Failpoint
 from cronplane_core.lease import Lease
 from cronplane_core.run_transitions import Advance, LockedCron, NewRun
 from cronplane_core.tables import RunStatus
@@ -103,6 +104,8 @@ class Claimer:
                 epoch=self._lease.epoch,
                 now=now,
             )
+            failpoints.reach(Failpoint.CLAIM_COMMIT)
+        failpoints.reach(Failpoint.CLAIM_COMMITTED)
         recorded = [run for run in runs if run.id in inserted]
         self._recorder.claimed(recorded)
         return _sort(jobs, claimed=claimable, crons=crons, recorded=recorded)

@@ -19,8 +19,15 @@ _NOW = text("SELECT scheduler.now()")
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
+    """The database's time, read at some moment between `asked` and `seconds` of this machine's clock."""
+
     database: datetime
+    asked: float
     seconds: float
+
+    @property
+    def uncertainty(self) -> float:
+        return self.seconds - self.asked
 
 
 class DatabaseClock:
@@ -51,8 +58,9 @@ class DatabaseClock:
         self._sample = second
 
     async def _look(self, connection: AsyncConnection) -> _Sample:
+        asked = self._monotonic()
         database: datetime = (await connection.execute(_NOW)).scalar_one()
-        return _Sample(database, self._monotonic())
+        return _Sample(database, asked, self._monotonic())
 
     def _is_steady(self, sample: _Sample) -> bool:
         """Tell a clock that ran on from one that was set, which says nothing of its rate."""
@@ -65,6 +73,9 @@ class DatabaseClock:
         before = self._sample
         if before is None or sample.seconds - before.seconds < _SHORTEST_BASE:
             return self._rate
+        # An answer that was long on its way says little of when it was true, and timeouts go by the rate.
+        if before.uncertainty + sample.uncertainty > _MOST_UNCERTAINTY * (sample.seconds - before.seconds):
+            return self._rate
         rate = _rate(before, sample)
         return 1.0 if abs(rate - 1.0) < _UNIT_RATE_TOLERANCE else rate
 
@@ -72,12 +83,14 @@ class DatabaseClock:
 # Over a shorter span the network's jitter would pass for a clock that runs fast or slow.
 _SHORTEST_BASE = 0.2
 _UNIT_RATE_TOLERANCE = 0.02
+_MOST_UNCERTAINTY = 0.05
 _ROUGHLY_UNIT = 3.0
 
 
 def _rough_rate(first: _Sample, second: _Sample) -> float:
-    rate = _rate(first, second)
-    return rate if rate > _ROUGHLY_UNIT else 1.0
+    """Tell a clock that runs fast from two looks right after each other; the slowest that it may be has to show it."""
+    slowest = (second.database - first.database).total_seconds() / max(second.seconds - first.asked, 1e-9)
+    return _rate(first, second) if slowest > _ROUGHLY_UNIT else 1.0
 
 
 def _rate(earlier: _Sample, later: _Sample) -> float:

@@ -6,21 +6,24 @@ that what is marked running runs. It launches nothing that the gate did not let 
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
 import orjson
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from cronplane_core import failpoints, run_transitions
 from cronplane_core import lease as leases
-from cronplane_core import run_transitions
 from cronplane_core.database import DatabaseUnavailableError, transaction
+from cronplane_core.failpoints import Failpoint
 from cronplane_core.lease import Lease
-from cronplane_core.run_transitions import FinishedAttempt, FinishedRun, StartedAttempt
-from cronplane_core.tables import RunStatus
+from cronplane_core.run_states import ActiveRun, AttemptEnd, Decision, EndedAttempt, after_attempt
+from cronplane_core.run_transitions import FinishedAttempt, FinishedRun, StartedAttempt, Transition
+from cronplane_core.signed_tokens import TokenSigner, token_hash
+from cronplane_core.tables import ACTIVE_STATUSES, Execution, RunStatus
 from cronplane_operator.run_recorder import RunRecorder
 from cronplane_operator.worker_pool import WorkerPool
 from cronplane_operator.worker_protocol import Outcome, Task
@@ -36,7 +39,10 @@ _LEASE_MARGIN = timedelta(seconds=30)
 
 
 class Dispatcher:
-    """Dispatches for one lease. `entrypoints` are the entries that run in this runner's workers."""
+    """Dispatches for one lease. `entrypoints` are the entries that run in this runner's workers.
+
+    For the `callback_entrypoints` among them `signer` makes tokens by which somebody else may tell the end of a run.
+    """
 
     def __init__(
         self,
@@ -45,11 +51,16 @@ class Dispatcher:
         lease: Lease,
         entrypoints: Sequence[str],
         recorder: RunRecorder,
+        signer: TokenSigner | None,
+        callback_entrypoints: Collection[str],
     ) -> None:
         self._engine = engine
         self._lease = lease
         self._entrypoints = entrypoints
         self._recorder = recorder
+        self._signer = signer
+        self._callback_entrypoints = callback_entrypoints
+        self._on_cancel: Callable[[Collection[UUID]], None] = _nobody_to_cancel
         self._queue: deque[UUID] = deque()
         self._known: set[UUID] = set()
         self._started: dict[UUID, StartedAttempt] = {}
@@ -58,6 +69,19 @@ class Dispatcher:
         self._idle.set()
         self._startable = asyncio.Event()
         self._finishable = asyncio.Event()
+
+    def on_cancel(self, cancel: Callable[[Collection[UUID]], None]) -> None:
+        """Have attempts that somebody wants to end told to `cancel`, by their nonces, until their end is recorded."""
+        self._on_cancel = cancel
+
+    def holds(self, nonce: UUID) -> bool:
+        """Tell whether an attempt was started here and its end is not recorded yet."""
+        return nonce in self._started
+
+    @property
+    def queued(self) -> int:
+        """How many runs wait here for a worker."""
+        return len(self._queue)
 
     def enqueue(self, run_ids: Iterable[UUID]) -> None:
         """Take in queued runs; one that is here already is not taken twice."""
@@ -77,18 +101,17 @@ class Dispatcher:
         self._startable.set()
 
     async def sweep(self) -> None:
-        """Take in queued runs that nobody told of, and end those whose cron is gone or whose entry was taken back."""
-        if len(self._queue) >= _SWEEP_BATCH:
-            return
+        """Take in queued runs that nobody told of, and end those that are not wanted any more."""
+        limit = 0 if len(self._queue) >= _SWEEP_BATCH else _SWEEP_BATCH + len(self._known)
         async with transaction(self._engine) as connection:
             now = await leases.check(connection, lease=self._lease)
             ended = await run_transitions.cancel_deleted(connection, epoch=self._lease.epoch, now=now)
             ended += await run_transitions.skip_not_granted(connection, epoch=self._lease.epoch, now=now)
-            queued = await run_transitions.queued_runs(
-                connection, entrypoints=self._entrypoints, limit=_SWEEP_BATCH + len(self._known)
-            )
+            queued = await run_transitions.queued_runs(connection, entrypoints=self._entrypoints, now=now, limit=limit)
+            unwanted = await run_transitions.cancel_requested(connection, epoch=self._lease.epoch)
         self._recorder.finished(ended)
         self.enqueue(queued)
+        self._on_cancel(unwanted)
 
     async def start_runs(self, pool: WorkerPool) -> None:
         """Start runs as the pool's workers come free, until cancelled.
@@ -102,10 +125,12 @@ class Dispatcher:
             self._startable.clear()
             while nonces := self._next_batch(pool.appetite):
                 attempts = await self._start(nonces)
+                failpoints.reach(Failpoint.START_COMMITTED)
+                self._recorder.started(attempts)
                 self._known.difference_update(nonces)
                 self._started.update((attempt.nonce, attempt) for attempt in attempts)
                 self._idle.clear()
-                pool.submit([_task(attempt) for attempt in attempts])
+                pool.submit([_task(attempt, self._callback_token(attempt)) for attempt in attempts])
 
     def _next_batch(self, appetite: int) -> dict[UUID, UUID]:
         size = min(appetite, len(self._queue), _START_BATCH)
@@ -121,18 +146,35 @@ class Dispatcher:
                     now = await leases.check(connection, lease=self._lease)
                     if is_answer_lost:
                         passed = await run_transitions.read_started(connection, nonces=nonces)
-                    return passed + await run_transitions.start(
+                    started = await run_transitions.start(
                         connection,
                         nonces=nonces,
                         epoch=self._lease.epoch,
                         location=self._lease.holder,
+                        execution=Execution.IN_PROCESS,
+                        entrypoints=self._entrypoints,
                         now=now,
-                        margin=_LEASE_MARGIN,
+                        lease=_LEASE_MARGIN,
                     )
+                    await self._keep_callbacks(connection, started)
+                    failpoints.reach(Failpoint.START_COMMIT)
+                    return passed + started
             except DatabaseUnavailableError as error:
                 is_answer_lost = True
                 self._recorder.database_away(doing="starting runs", error=error)
                 await asyncio.sleep(_UNAVAILABLE_PAUSE)
+
+    async def _keep_callbacks(self, connection: AsyncConnection, attempts: Sequence[StartedAttempt]) -> None:
+        tokens = {attempt.nonce: self._callback_token(attempt) for attempt in attempts}
+        hashes = {nonce: token_hash(token) for nonce, token in tokens.items() if token is not None}
+        if hashes:
+            await run_transitions.keep_callbacks(connection, hashes=hashes)
+
+    def _callback_token(self, attempt: StartedAttempt) -> str | None:
+        """Make the token by which somebody else may tell the attempt's end, the same each time it is asked for."""
+        if self._signer is None or attempt.entrypoint not in self._callback_entrypoints or not attempt.run.deadline:
+            return None
+        return self._signer.sign(attempt.callback_claims())
 
     async def finish_runs(self) -> None:
         """Write outcomes as they come, until cancelled.
@@ -147,7 +189,7 @@ class Dispatcher:
             self._finishable.clear()
             while self._outcomes:
                 batch, self._outcomes = self._outcomes[:_FINISH_BATCH], self._outcomes[_FINISH_BATCH:]
-                await self._finish([_finished(self._started[outcome.attempt_id], outcome) for outcome in batch])
+                await self._finish([_finished(outcome) for outcome in batch])
                 self._settle(outcome.attempt_id for outcome in batch)
 
     def _settle(self, nonces: Iterable[UUID]) -> None:
@@ -162,6 +204,8 @@ class Dispatcher:
         async with transaction(self._engine) as connection:
             await leases.check(connection, lease=self._lease)
             await run_transitions.hand_back(connection, nonces=nonces, epoch=self._lease.epoch)
+            failpoints.reach(Failpoint.HAND_BACK_COMMIT)
+        self._recorder.handed_back(attempts=len(nonces))
         self._settle(nonces)
 
     async def wait_until_idle(self) -> None:
@@ -173,16 +217,59 @@ class Dispatcher:
             try:
                 async with transaction(self._engine) as connection:
                     now = await leases.check(connection, lease=self._lease)
-                    ended = await run_transitions.finish(
-                        connection, attempts=attempts, epoch=self._lease.epoch, now=now
-                    )
+                    decided = await self._move(connection, attempts, now)
+                    failpoints.reach(Failpoint.FINISH_COMMIT)
             except DatabaseUnavailableError as error:
                 self._recorder.database_away(doing="recording outcomes", error=error)
                 await asyncio.sleep(_UNAVAILABLE_PAUSE)
             except DBAPIError as error:
                 return await self._finish_apart(attempts, error)
             else:
-                return self._record(attempts, ended, now)
+                failpoints.reach(Failpoint.FINISH_COMMITTED)
+                return self._record(attempts, decided, now)
+
+    async def _move(
+        self, connection: AsyncConnection, attempts: Sequence[FinishedAttempt], now: datetime
+    ) -> dict[UUID, Decision]:
+        """Decide and carry out, by what was known when the attempts began; then once more by what has changed since."""
+        runs = {attempt.nonce: self._known_run(attempt) for attempt in attempts}
+        decided = await self._carry_out(connection, attempts, runs, now)
+        left = [attempt for attempt in attempts if attempt.nonce not in decided]
+        if not left:
+            return decided
+        run_ids = [runs[attempt.nonce].id for attempt in left]
+        found = await run_transitions.lock_open_runs(connection, run_ids=run_ids)
+        changed = {each.nonce: each.run for each in found if each.nonce and each.run.status is RunStatus.RUNNING}
+        still_open = [attempt for attempt in left if attempt.nonce in changed]
+        return decided | await self._carry_out(connection, still_open, changed, now)
+
+    def _known_run(self, attempt: FinishedAttempt) -> ActiveRun:
+        is_cancelled = attempt.ended.end is AttemptEnd.CANCELLED
+        return replace(self._started[attempt.nonce].run, is_cancel_requested=is_cancelled)
+
+    async def _carry_out(
+        self,
+        connection: AsyncConnection,
+        attempts: Sequence[FinishedAttempt],
+        runs: Mapping[UUID, ActiveRun],
+        now: datetime,
+    ) -> dict[UUID, Decision]:
+        if not attempts:
+            return {}
+        transitions = [
+            Transition(
+                run=runs[attempt.nonce],
+                decision=after_attempt(runs[attempt.nonce], attempt.ended, now=now),
+                attempt=attempt,
+            )
+            for attempt in attempts
+        ]
+        moved = await run_transitions.move(connection, transitions=transitions, epoch=self._lease.epoch, now=now)
+        return {
+            attempt.nonce: transition.decision
+            for attempt, transition in zip(attempts, transitions, strict=True)
+            if transition.run.id in moved
+        }
 
     async def _finish_apart(self, attempts: Sequence[FinishedAttempt], error: DBAPIError) -> None:
         """Find the one outcome that PostgreSQL does not take, so that its neighbours are written all the same."""
@@ -191,22 +278,32 @@ class Dispatcher:
             await self._finish(attempts[:half])
             await self._finish(attempts[half:])
             return
-        self._recorder.result_refused(run_id=str(attempts[0].run_id), error=type(error.orig).__name__)
+        run_id = str(self._started[attempts[0].nonce].run.id)
+        self._recorder.result_refused(run_id=run_id, error=type(error.orig).__name__)
         await self._finish([_without_values(attempts[0])])
 
-    def _record(self, attempts: Sequence[FinishedAttempt], ended: set[UUID], now: datetime) -> None:
-        self._recorder.finished(
-            [
-                _finished_run(self._started[attempt.nonce], attempt, now)
-                for attempt in attempts
-                if attempt.run_id in ended
-            ]
-        )
-        if len(ended) < len(attempts):
-            self._recorder.superseded(attempts=len(attempts) - len(ended))
+    def _record(self, attempts: Sequence[FinishedAttempt], decided: Mapping[UUID, Decision], now: datetime) -> None:
+        counted = [attempt for attempt in attempts if attempt.nonce in decided]
+        self._recorder.attempts_ended(attempt.ended.end.value for attempt in counted)
+        finished: list[FinishedRun] = []
+        for attempt in counted:
+            started, decision = self._started[attempt.nonce], decided[attempt.nonce]
+            if decision.status not in ACTIVE_STATUSES:
+                finished.append(_finished_run(started, decision, now))
+            elif decision.status is RunStatus.QUEUED:
+                self._recorder.retry_scheduled(run=started.run, decision=decision)
+            else:
+                self._recorder.handed_on(run=started.run)
+        self._recorder.finished(finished)
+        if len(counted) < len(attempts):
+            self._recorder.superseded(attempts=len(attempts) - len(counted))
 
 
-def _task(attempt: StartedAttempt) -> Task:
+def _nobody_to_cancel(_: Collection[UUID]) -> None:
+    """Before there are workers, nothing runs in them."""
+
+
+def _task(attempt: StartedAttempt, callback_token: str | None) -> Task:
     return Task(
         attempt_id=attempt.nonce,
         entrypoint=attempt.entrypoint,
@@ -214,50 +311,56 @@ def _task(attempt: StartedAttempt) -> Task:
         cron_id=attempt.cron_id,
         cron_name=attempt.cron_name,
         organization_id=attempt.organization_id,
-        run_id=attempt.run_id,
+        run_id=attempt.run.id,
         trigger=attempt.trigger_kind.value,
-        attempt=attempt.number,
+        attempt=attempt.run.attempt,
         scheduled_for=attempt.scheduled_for,
-        deadline=attempt.started_at + attempt.timeout,
-        timeout=attempt.timeout.total_seconds(),
+        deadline=attempt.deadline,
+        timeout=(attempt.deadline - attempt.started_at).total_seconds(),
+        callback_token=callback_token,
+        callback_deadline=None if callback_token is None else attempt.run.deadline,
     )
 
 
-def _finished(attempt: StartedAttempt, outcome: Outcome) -> FinishedAttempt:
+def _finished(outcome: Outcome) -> FinishedAttempt:
     return FinishedAttempt(
-        run_id=attempt.run_id,
-        number=attempt.number,
-        nonce=attempt.nonce,
-        status=RunStatus(outcome.status),
-        reason=outcome.reason,
-        message=outcome.message,
+        nonce=outcome.attempt_id,
+        ended=EndedAttempt(
+            end=AttemptEnd(outcome.status),
+            reason=outcome.reason,
+            message=outcome.message,
+            may_retry=outcome.may_retry,
+            retry_after=None if outcome.retry_after is None else timedelta(seconds=outcome.retry_after),
+        ),
         result_json=outcome.result_json,
         error_json=None if outcome.error is None else orjson.dumps(outcome.error).decode(),
         output=outcome.output,
     )
 
 
-def _finished_run(started: StartedAttempt, attempt: FinishedAttempt, now: datetime) -> FinishedRun:
+def _finished_run(started: StartedAttempt, decision: Decision, now: datetime) -> FinishedRun:
     return FinishedRun(
-        id=attempt.run_id,
+        id=started.run.id,
         organization_id=started.organization_id,
         cron_id=started.cron_id,
         cron_name=started.cron_name,
+        entrypoint=started.entrypoint,
         scheduled_for=started.scheduled_for,
-        status=attempt.status,
-        reason=attempt.reason,
+        status=decision.status,
+        reason=decision.reason,
         started_at=started.started_at,
         finished_at=now,
     )
 
 
 def _without_values(attempt: FinishedAttempt) -> FinishedAttempt:
-    return replace(
-        attempt,
-        status=RunStatus.ERROR,
-        reason="ResultInvalid",
-        message="PostgreSQL did not take what the run returned or printed.",
-        result_json=None,
-        error_json=None,
+    return FinishedAttempt(
+        nonce=attempt.nonce,
+        ended=EndedAttempt(
+            end=AttemptEnd.ERROR,
+            reason="ResultInvalid",
+            message="PostgreSQL did not take what the run returned or printed.",
+            may_retry=False,
+        ),
         output="",
     )

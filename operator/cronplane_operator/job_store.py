@@ -98,6 +98,11 @@ class CronJobStore(BaseJobStore):  # type: ignore[misc]  # APScheduler has no ty
         wait = (job.next_run_time - self._clock.now()).total_seconds()
         return datetime.now(UTC) + timedelta(seconds=max(self._clock.real_seconds(wait), 0.0))
 
+    def next_fire(self) -> datetime | None:
+        """Give the earliest fire of all (aware, UTC, by the database's clock), or None if nothing is scheduled."""
+        job = self._first()
+        return None if job is None else job.next_run_time
+
     def get_all_jobs(self) -> list[CronJob]:
         """Give every job, soonest first."""
         return sorted(self._jobs.values(), key=_order)

@@ -1,28 +1,45 @@
-"""One method per thing that happens to runs; each writes the log line, and nothing else decides what is logged.
+"""One method per thing that happens in a runner; each writes the log line and turns the meter, and nothing else does.
 
-No payload, result or output passes through here.
+Whoever else is to learn of an event becomes a third line in its method. No payload, result or output passes through
+here.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
-from cronplane_core.run_transitions import FinishedRun, NewRun
+from cronplane_core.lease import LeaseState
+from cronplane_core.metrics import ProcessMetrics
+from cronplane_core.run_states import ActiveRun, Decision
+from cronplane_core.run_transitions import FinishedRun, NewRun, StartedAttempt
 from cronplane_core.tables import RunStatus
+from cronplane_operator.account_scan import ScanReport
+from cronplane_operator.runner_metrics import Load, RunnerMetrics
 
 _LOGGER = "cronplane.runner"
 
 
 class RunRecorder:
-    """Tells people what the runner does."""
+    """Tells people and machines what the runner does. `process` is what the process already tells of itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, process: ProcessMetrics | None = None) -> None:
         self._log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(_LOGGER)
+        self.process = process or ProcessMetrics()
+        self._metrics = RunnerMetrics(self.process.registry)
+
+    def status_served(self, *, address: str) -> None:
+        """Record where metrics and probes are to be had."""
+        self._log.info("metrics and probes are served", address=address)
+
+    def leader_seen(self, lease: LeaseState | None) -> None:
+        """Take in the lease as it was just read; it happens each second, so that no line tells of it."""
+        self.process.leadership.saw(lease)
 
     def became_leader(self, *, holder: str, epoch: int) -> None:
         """Record that this process fires from now on."""
         self._log.info("became leader", holder=holder, epoch=epoch)
+        self._metrics.led(leads=True)
 
     def stepped_down(self, *, reason: str) -> None:
         """Record that this process fires no more."""
@@ -31,21 +48,34 @@ class RunRecorder:
     def term_failed(self, *, error: Exception) -> None:
         """Record a defect of ours that ended a term, with its traceback; the next term begins shortly."""
         self._log.error("the leader failed and starts again", exc_info=error)
+        self._metrics.term_failed()
+
+    def term_ended(self) -> None:
+        """Record that this process leads no more, for whatever reason was told before."""
+        self._log.debug("the term is over")
+        self._metrics.led(leads=False)
 
     def waiting(self, *, obstacle: str) -> None:
         """Record that this process is not ready, and what would make it so."""
         self._log.warning("not ready", obstacle=obstacle)
 
+    def observed(self, load: Load) -> None:
+        """Take in how much there is to do; it happens each second, so that no line tells of it."""
+        self._metrics.observed(load)
+
     def reconciled(self, *, changed: int, removed: int, scheduled: int) -> None:
         """Record that APScheduler's jobs were brought up to the table."""
         self._log.info("reconciled", changed=changed, removed=removed, scheduled=scheduled)
+        self._metrics.reconciled(changed=changed + removed)
 
     def schedule_refused(self, *, cron_id: str, reason: str) -> None:
         """Record a cron that cannot be scheduled because its stored expression or zone is not accepted."""
         self._log.error("cron cannot be scheduled", cron_id=cron_id, reason=reason)
+        self._metrics.schedule_refused()
 
     def claimed(self, runs: Sequence[NewRun]) -> None:
-        """Record what became of fires; those that are queued are recorded when they finish."""
+        """Record what became of fires; those that are queued are told in a line when they finish."""
+        self._metrics.claimed(runs)
         for run in runs:
             if run.status is RunStatus.QUEUED:
                 continue
@@ -61,13 +91,33 @@ class RunRecorder:
     def claim_postponed(self, *, jobs: int, error: Exception) -> None:
         """Record that due jobs wait because PostgreSQL is away."""
         self._log.warning("claim postponed", jobs=jobs, error=str(error))
+        self._put_off("claiming")
 
     def database_away(self, *, doing: str, error: Exception) -> None:
-        """Record that something was put off because PostgreSQL is away."""
+        """Record that something was put off because PostgreSQL is away; `doing` is one of a few phrases."""
         self._log.warning("database away", doing=doing, error=str(error))
+        self._put_off(doing)
+
+    def _put_off(self, doing: str) -> None:
+        self.process.leadership.lost_sight()
+        self._metrics.database_away(doing=doing)
+
+    def started(self, attempts: Sequence[StartedAttempt]) -> None:
+        """Record attempts that passed the start gate; a line tells of each run when it finishes."""
+        self._metrics.started(attempts)
+
+    def attempts_ended(self, outcomes: Iterable[str]) -> None:
+        """Record how attempts ended; a line tells of the runs."""
+        self._metrics.attempts_ended(outcomes)
+
+    def handed_back(self, *, attempts: int) -> None:
+        """Record attempts whose bodies were never entered, and whose runs are queued again."""
+        self._log.info("runs were queued again", attempts=attempts)
+        self._metrics.attempts_ended(["handed_back"] * attempts)
 
     def finished(self, runs: Sequence[FinishedRun]) -> None:
         """Record runs that reached a terminal state, a line each."""
+        self._metrics.finished(runs)
         shows_completed = logging.getLogger(_LOGGER).isEnabledFor(logging.INFO)
         for run in runs:
             if run.status is not RunStatus.COMPLETED:
@@ -86,10 +136,39 @@ class RunRecorder:
             seconds=round((run.finished_at - run.started_at).total_seconds(), 3) if run.started_at else None,
         )
 
+    def retry_scheduled(self, *, run: ActiveRun, decision: Decision) -> None:
+        """Record a run whose attempt failed and that gets another one."""
+        self._log.warning(
+            "run is retried",
+            run_id=str(run.id),
+            attempt=run.attempt,
+            of=run.max_attempts,
+            reason=decision.reason,
+            not_before=None if decision.not_before is None else decision.not_before.isoformat(),
+        )
+
+    def handed_on(self, *, run: ActiveRun) -> None:
+        """Record a run whose work somebody else has now."""
+        self._log.info("run waits", run_id=str(run.id), attempt=run.attempt)
+
     def superseded(self, *, attempts: int) -> None:
         """Record attempts whose end was not accepted, because they were over already."""
         self._log.warning("attempts were over already", attempts=attempts)
+        self._metrics.superseded(attempts=attempts)
 
     def result_refused(self, *, run_id: str, error: str) -> None:
         """Record a result that PostgreSQL does not take; `error` is the kind of refusal, without the value."""
         self._log.warning("result refused", run_id=run_id, error=error)
+        self._metrics.result_refused()
+
+    def scanned(self, report: ScanReport) -> None:
+        """Record what a scan of the whole record found: a line per kind of violation, with the first few of it."""
+        self._log.info("scanned", violations=sum(report.counts.values()), seconds=round(report.seconds, 3))
+        for kind, count in report.counts.items():
+            self._log.error("the guarantee is violated", kind=kind.value, count=count, first=report.examples[kind])
+        self._metrics.scanned(report.counts, seconds=report.seconds)
+
+    def scan_failed(self, *, reason: str) -> None:
+        """Record that a scan could not be made; the next is tried in its turn."""
+        self._log.error("the record could not be scanned", reason=reason)
+        self._metrics.scan_failed()

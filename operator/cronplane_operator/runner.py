@@ -18,31 +18,42 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cronplane_core import idempotency_repository, run_transitions
+from cronplane_core import failpoints, idempotency_repository
 from cronplane_core import lease as leases
 from cronplane_core.database import DatabaseUnavailableError, create_engine, parse_url, transaction
+from cronplane_core.failpoints import Failpoint
 from cronplane_core.lease import Lease, LeaseLostError
 from cronplane_core.readiness import find_obstacle
 from cronplane_core.settings import RunnerSettings
+from cronplane_core.signed_tokens import token_signer
 from cronplane_entries.core import ExecutionMode
 from cronplane_entries.entry_settings import EntrySettings, read_entry_settings
 from cronplane_entries.registry import CronRegistry
+from cronplane_operator.account_scan import ScanError, scan
 from cronplane_operator.change_listener import ChangeListener
 from cronplane_operator.claimer import CLAIM_BATCH, Claimer
 from cronplane_operator.database_clock import DatabaseClock
 from cronplane_operator.dispatcher import Dispatcher
 from cronplane_operator.errors import RunnerError
 from cronplane_operator.job_store import EXECUTOR, JOB_STORE, CronJobStore
+from cronplane_operator.pulse import Pulse
+from cronplane_operator.reaper import REAP_INTERVAL, Reaper
 from cronplane_operator.reconciler import Reconciler
 from cronplane_operator.run_recorder import RunRecorder
+from cronplane_operator.runner_metrics import Load
 from cronplane_operator.worker_pool import WorkerPool
 
 CRONS_CHANNEL = "cronplane_crons"
 RUNS_CHANNEL = "cronplane_runs"
 
+_BEAT_PAUSE = 1.0
 _STAND_PAUSE = 1.0
+# Between two looks at a lease that somebody else holds: a leader that stops is followed within a second.
+_STANDBY_PAUSE = 0.25
 _EXPIRED_KEYS_BATCH = 1000
 _RECORD_TIMEOUT = 10.0
+# Seconds between two looks at what there is to do, for the metrics.
+_OBSERVE_PAUSE = 1.0
 
 
 class Runner:
@@ -58,6 +69,7 @@ class Runner:
         self._url: URL = parse_url(settings.database_url.get_secret_value())
         self._stopping = asyncio.Event()
         self.leading = asyncio.Event()
+        self.pulse = Pulse()
 
     def stop(self) -> None:
         """Ask the runner to drain and end; `run` returns when it has."""
@@ -65,18 +77,29 @@ class Runner:
 
     async def run(self) -> None:
         """Stand for leader and lead, again and again, until told to stop."""
+        # A leader that stands still inside a transaction must not hold its successor up with what it has locked.
         engine = create_engine(
-            self._url, pool_size=self._settings.runner_pool_size, application_name="cronplane-runner"
+            self._url,
+            pool_size=self._settings.runner_pool_size,
+            application_name="cronplane-runner",
+            patience=self._settings.lease_duration,
         )
         try:
-            while not self._stopping.is_set():
-                await self._serve_term(engine)
+            async with _going(self._beat()):
+                while not self._stopping.is_set():
+                    await self._serve_term(engine)
         finally:
             await engine.dispose()
+
+    async def _beat(self) -> None:
+        while True:
+            self.pulse.beat()
+            await asyncio.sleep(_BEAT_PAUSE)
 
     async def _serve_term(self, engine: AsyncEngine) -> None:
         [failure] = await asyncio.gather(self._lead(engine), return_exceptions=True)
         self.leading.clear()
+        self._recorder.term_ended()
         match failure:
             case None:
                 return
@@ -117,11 +140,12 @@ class Runner:
                 if obstacle is None:
                     duration = self._settings.lease_duration
                     lease = await leases.acquire(connection, holder=holder, duration=duration)
+                    self._recorder.leader_seen(await leases.read(connection))
             if lease is not None:
                 return lease
             if obstacle is not None:
                 self._recorder.waiting(obstacle=obstacle)
-            await self._pause(_STAND_PAUSE)
+            await self._pause(_STANDBY_PAUSE if obstacle is None else _STAND_PAUSE)
         return None
 
     async def _pause(self, seconds: float) -> None:
@@ -135,6 +159,7 @@ class _Parts:
     claimer: Claimer
     reconciler: Reconciler
     dispatcher: Dispatcher
+    reaper: Reaper
     pool: WorkerPool
     store: CronJobStore
     scheduler: AsyncIOScheduler
@@ -161,6 +186,7 @@ class Term:
         self._registry = registry
         self._entry_settings = entry_settings
         self._recorder = recorder
+        self._signer = token_signer(settings)
         self._clock = DatabaseClock()
         self._crons_changed = asyncio.Event()
         self._runs_changed = asyncio.Event()
@@ -199,6 +225,7 @@ class Term:
         try:
             async with transaction(self._engine) as connection:
                 await leases.release(connection, lease=self._lease)
+                failpoints.reach(Failpoint.LEASE_RELEASE)
         except DatabaseUnavailableError as error:
             self._recorder.database_away(doing="releasing the lease", error=error)
 
@@ -210,6 +237,8 @@ class Term:
             lease=self._lease,
             entrypoints=_in_process_entries(self._registry),
             recorder=self._recorder,
+            signer=self._signer,
+            callback_entrypoints={str(name) for name, spec in self._registry.items() if spec.completes_by_callback},
         )
         claimer = Claimer(
             engine=self._engine,
@@ -229,11 +258,14 @@ class Term:
             clock=self._clock,
             recorder=self._recorder,
         )
+        pool = self._worker_pool(dispatcher)
+        dispatcher.on_cancel(pool.cancel)
         return _Parts(
             claimer=claimer,
             reconciler=reconciler,
             dispatcher=dispatcher,
-            pool=self._worker_pool(dispatcher),
+            reaper=Reaper(engine=self._engine, lease=self._lease, recorder=self._recorder, holds=dispatcher.holds),
+            pool=pool,
             store=store,
             scheduler=scheduler,
         )
@@ -242,6 +274,7 @@ class Term:
         return WorkerPool(
             workers=self._settings.workers,
             max_workers=self._settings.max_workers,
+            memory=self._settings.worker_memory,
             real_seconds=self._clock.real_seconds,
             on_outcomes=dispatcher.on_outcomes,
             on_appetite=dispatcher.on_appetite,
@@ -250,12 +283,10 @@ class Term:
 
     async def _take_over(self, parts: _Parts) -> None:
         """Bring to an end what the leader before left open, and take up what it left queued or owed."""
-        await parts.pool.start()
-        async with transaction(self._engine) as connection:
-            now = await leases.check(connection, lease=self._lease)
-            lost = await run_transitions.end_lost(connection, epoch=self._lease.epoch, now=now)
-        self._recorder.finished(lost)
-        await parts.reconciler.compare_all()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(parts.pool.start())
+            await parts.reaper.end_orphans()
+            await parts.reconciler.compare_all()
         await parts.dispatcher.sweep()
 
     def _loops(self, parts: _Parts) -> Sequence[Coroutine[None, None, None]]:
@@ -266,6 +297,7 @@ class Term:
         )
         resync = self._settings.resync_interval.total_seconds()
         comparison = self._settings.comparison_interval.total_seconds()
+        scan_interval = self._settings.scan_interval.total_seconds()
         return (
             listener.run(),
             parts.claimer.run(),
@@ -273,6 +305,9 @@ class Term:
             self._repeat(partial(self._resync, parts), on=self._crons_changed, every=resync),
             self._repeat(parts.dispatcher.sweep, on=self._runs_changed, every=resync),
             self._repeat(partial(self._compare, parts), on=asyncio.Event(), every=comparison),
+            self._repeat(parts.reaper.reap, on=asyncio.Event(), every=self._clock.real_seconds(REAP_INTERVAL)),
+            self._repeat(self._scan, on=asyncio.Event(), every=scan_interval),
+            self._observe(parts),
         )
 
     async def _repeat(self, action: Callable[[], Awaitable[None]], *, on: asyncio.Event, every: float) -> None:
@@ -293,6 +328,8 @@ class Term:
             try:
                 async with transaction(self._engine) as connection:
                     await leases.renew(connection, lease=self._lease, duration=duration)
+                    failpoints.reach(Failpoint.LEASE_RENEWAL)
+                    self._recorder.leader_seen(await leases.read(connection))
             except DatabaseUnavailableError as error:
                 self._recorder.database_away(doing="renewing the lease", error=error)
 
@@ -313,14 +350,45 @@ class Term:
         async with transaction(self._engine) as connection:
             await idempotency_repository.delete_expired(connection, limit=_EXPIRED_KEYS_BATCH)
 
+    async def _scan(self) -> None:
+        try:
+            report = await scan(self._url)
+        except ScanError as error:
+            self._recorder.scan_failed(reason=str(error))
+        else:
+            self._recorder.scanned(report)
+
+    async def _observe(self, parts: _Parts) -> None:
+        """Tell how much there is to do, also while PostgreSQL is away."""
+        while True:
+            self._recorder.observed(
+                Load(
+                    scheduled=len(parts.store),
+                    queued=parts.dispatcher.queued,
+                    workers=parts.pool.alive,
+                    busy=parts.pool.busy,
+                    next_fire_lag=self._next_fire_lag(parts),
+                )
+            )
+            await asyncio.sleep(_OBSERVE_PAUSE)
+
+    def _next_fire_lag(self, parts: _Parts) -> float:
+        unclaimed = [fire for fire in (parts.claimer.executor.earliest_due(), parts.store.next_fire()) if fire]
+        late = self._clock.now() - min(unclaimed, default=self._clock.now())
+        return max(late.total_seconds(), 0.0)
+
     async def _drain(self, parts: _Parts) -> None:
         """Let running bodies end, and give back what has not begun, before the lease goes."""
         grace = self._settings.drain_grace.total_seconds()
         unstarted = await parts.pool.drain(grace=grace)
         if unstarted:
             await parts.dispatcher.hand_back(unstarted)
-        async with asyncio.timeout(_RECORD_TIMEOUT):
-            await parts.dispatcher.wait_until_idle()
+        try:
+            async with asyncio.timeout(_RECORD_TIMEOUT):
+                await parts.dispatcher.wait_until_idle()
+        except TimeoutError:
+            # PostgreSQL is away, as has been told; the next leader ends what is not recorded.
+            return
 
 
 def _scheduler(store: CronJobStore, claimer: Claimer) -> AsyncIOScheduler:

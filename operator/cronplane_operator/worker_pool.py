@@ -3,6 +3,7 @@
 An entry that blocks, spins or crashes costs its own worker and nothing else. Tasks wait in a worker's socket only while
 runs are short: what waits behind a long one is taken back by reading that socket ourselves, so the kernel decides who
 has a task, and it is never run twice. The pool grows while all workers are busy and tasks wait, and shrinks when idle.
+A worker that neither ends nor works on what it has is killed; so is a zygote that does not do as it is told.
 It decides nothing about runs: it reports each task's outcome, exactly once.
 """
 
@@ -14,7 +15,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,6 +28,7 @@ import orjson
 from cronplane_entries.entry_settings import EntrySettings
 from cronplane_operator.errors import RunnerError
 from cronplane_operator.worker_protocol import (
+    CHANNEL_CLOSED_EXIT,
     MAXIMUM_TASK_BYTES,
     Outcome,
     OutcomeReader,
@@ -44,11 +46,19 @@ _SMOOTHING = 0.05
 # How often running tasks are looked at: for those that block others, that wait too long, or that are out of time.
 _TICK = 0.025
 _STUCK = 0.05
+# A worker that has not begun its next task by then is at something that we know nothing of.
+_ABSENT = 0.5
+# A worker that has hung up has this long to end by itself, so that how it ended can be told.
+_HUNG_UP_GRACE = 1.0
+# The zygote has this long to fork or kill a worker before it is taken for stuck.
+_ZYGOTE_PATIENCE = 10.0
+# The zygote looks at the memory of the workers for this long after it was last told to, also while we are held up.
+_WATCH_SECONDS = 10.0
 _IDLE_UNTIL_SHRUNK = 10.0
 # After a worker died before it had a task, and before its successor is forked.
 _FORK_PAUSE = 0.5
 _RESTART_PAUSES = (0.1, 0.5, 2.0, 5.0)
-# The zygote has this long to kill what its workers started.
+# A zygote on which we hang up has this long to kill what its workers started.
 _ZYGOTE_GRACE = 2.0
 _TASK_BUFFER_BYTES = 1024 * 1024
 _FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
@@ -78,12 +88,19 @@ class _Worker:
     verdict: tuple[UUID, Callable[[Task], Outcome]] | None = None
     has_served: bool = False
     is_trusted: bool = True
-    # It gets no more tasks, since it was told to end or to be killed.
+    # It gets no more tasks, since it is to be killed, or has hung up and is about to end.
     is_leaving: bool = False
+    hung_up_at: float | None = None
+    # Since when the zygote owes us word of it: that it was forked, or that it has ended.
+    awaited_since: float | None = None
 
     @property
     def is_serving(self) -> bool:
-        return self.pid is not None and not self.is_leaving
+        return self.pid is not None and not self.is_leaving and self.hung_up_at is None
+
+    @property
+    def is_in_between(self) -> bool:
+        return self.awaited_since is not None or self.hung_up_at is not None
 
     def close(self) -> None:
         for end in (self.tasks, self.unread, self.outcomes):
@@ -100,13 +117,17 @@ class _Waiting(NamedTuple):
 
 
 class WorkerPool:
-    """Workers, and the tasks that wait for them. All of it happens in one event loop."""
+    """Workers, and the tasks that wait for them. All of it happens in one event loop.
+
+    `memory` is how many bytes a worker may take, together with what it starts; 0 for as many as there are.
+    """
 
     def __init__(
         self,
         *,
         workers: int,
         max_workers: int,
+        memory: int,
         real_seconds: Callable[[float], float],
         on_outcomes: Callable[[Sequence[Outcome]], None],
         on_appetite: Callable[[], None],
@@ -116,6 +137,7 @@ class WorkerPool:
     ) -> None:
         self._least = workers
         self._most = max(workers, max_workers)
+        self._memory = memory
         self._real_seconds = real_seconds
         self._on_outcomes = on_outcomes
         self._on_appetite = on_appetite
@@ -135,6 +157,7 @@ class WorkerPool:
         self._is_draining = False
         self._idle_since = 0.0
         self._no_fork_before = 0.0
+        self._watched_until = 0.0
 
     @property
     def alive(self) -> int:
@@ -176,6 +199,18 @@ class WorkerPool:
             else:
                 self._queue.append(_Waiting(now, task, message))
         self._feed()
+
+    def cancel(self, attempt_ids: Collection[UUID]) -> None:
+        """End these attempts, whose outcome is then that they were cancelled; one that is not here is left out."""
+        for worker in list(self._workers.values()):
+            if any(task.attempt_id in attempt_ids for task in worker.assigned):
+                self._take_back(worker)
+                if worker.assigned and worker.assigned[0].attempt_id in attempt_ids:
+                    self._kill(worker, _cancelled)
+        unwanted = [waiting.task for waiting in self._queue if waiting.task.attempt_id in attempt_ids]
+        if unwanted:
+            self._queue = deque(each for each in self._queue if each.task.attempt_id not in attempt_ids)
+            self._report([_cancelled(task) for task in unwanted])
 
     async def drain(self, *, grace: float) -> list[Task]:
         """Begin nothing more, and give running tasks `grace` seconds; gives the tasks that were never begun.
@@ -241,6 +276,7 @@ class WorkerPool:
                     "cronplane_operator.worker_process",
                     str(control.fileno()),
                     str(os.getpid()),
+                    str(self._memory),
                 ],
                 env={**inherited, **self._environment},
                 pass_fds=[control.fileno()],
@@ -251,17 +287,15 @@ class WorkerPool:
     async def _end_zygote(self) -> None:
         """Hang up, upon which it kills its workers and what they have started, and ends."""
         zygote, self._zygote = self._zygote, None
-        is_serving = self._hang_up()
+        self._hang_up()
         if zygote is not None:
-            await asyncio.to_thread(_end, zygote, grace=_ZYGOTE_GRACE if is_serving else 0.0)
+            await asyncio.to_thread(_end, zygote)
 
-    def _hang_up(self) -> bool:
-        if self._control is None:
-            return False
-        asyncio.get_running_loop().remove_reader(self._control)
-        self._control.close()
-        self._control = None
-        return True
+    def _hang_up(self) -> None:
+        if self._control is not None:
+            asyncio.get_running_loop().remove_reader(self._control)
+            self._control.close()
+            self._control = None
 
     def _hear(self) -> None:
         while self._control is not None:
@@ -281,6 +315,8 @@ class WorkerPool:
                 continue
             if event["event"] == "forked":
                 self._forked(worker, event["pid"])
+            elif event["is_over_memory"]:
+                self._exited(worker, partial(_out_of_memory, limit=self._memory))
             else:
                 self._exited(worker, partial(_crashed, code=event["code"]))
 
@@ -299,8 +335,34 @@ class WorkerPool:
                 self._on_trouble(f"No worker can be started: {error}")
                 continue
             self._no_fork_before = 0.0
+            self._watched_until = 0.0
             self._refill()
             return
+
+    def _order(self, order: dict[str, object]) -> bool:
+        """Tell the zygote what to do, unless it is dead or stuck."""
+        if self._control is None:
+            return False
+        try:
+            self._control.send(orjson.dumps(order))
+        except OSError:
+            return False
+        return True
+
+    def _watch_memory(self, now: float) -> None:
+        is_due = self._memory and now > self._watched_until - _WATCH_SECONDS / 2
+        if is_due and self._order({"order": "watch", "seconds": _WATCH_SECONDS}):
+            self._watched_until = now + _WATCH_SECONDS
+
+    def _end_if_stuck(self, now: float) -> None:
+        """Kill a zygote that does not do as it is told; an entry may have stopped it, a process like any other."""
+        awaited = [worker.awaited_since for worker in self._workers.values() if worker.awaited_since is not None]
+        if self._control is None or self._zygote is None or now - min(awaited, default=now) <= _ZYGOTE_PATIENCE:
+            return
+        self._on_trouble("The process that forks the workers does not answer any more, and is killed")
+        self._zygote.kill()
+        for worker in self._workers.values():
+            worker.awaited_since = None
 
     # Workers
 
@@ -337,11 +399,14 @@ class WorkerPool:
             kept.pop_all()
         tasks.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _TASK_BUFFER_BYTES)
         outcomes.settimeout(0)
+        worker.awaited_since = self._now()
         self._workers[worker.number] = worker
         asyncio.get_running_loop().add_reader(outcomes, self._read, worker)
+        self._schedule_tick()
 
     def _forked(self, worker: _Worker, pid: int) -> None:
         worker.pid = pid
+        worker.awaited_since = None
         if sum(1 for each in self._workers.values() if each.pid is not None) >= self._least:
             self._all_forked.set()
         self._feed()
@@ -352,14 +417,15 @@ class WorkerPool:
     def _kill(self, worker: _Worker, verdict: Callable[[Task], Outcome]) -> None:
         """Have a worker killed for its current task, and only for that: what waits behind it is taken back."""
         self._take_back(worker)
-        if worker.verdict is not None or self._control is None:
+        if worker.is_leaving:
             return
         worker.is_leaving = True
         if worker.assigned:
             worker.verdict = (worker.assigned[0].attempt_id, verdict)
-        # If the zygote is dead, so is the worker.
-        with suppress(OSError):
-            self._control.send(orjson.dumps({"order": "kill", "number": worker.number}))
+        # If the zygote is dead, so is the worker; if it is stuck, it will be killed.
+        worker.awaited_since = self._now()
+        self._order({"order": "kill", "number": worker.number})
+        self._schedule_tick()
 
     def _exited(self, worker: _Worker, cause: Callable[[Task], Outcome]) -> None:
         """Settle what a dead worker leaves: outcomes on their way, tasks it never read, and the one it died of."""
@@ -402,6 +468,7 @@ class WorkerPool:
                 if not self._assign(worker):
                     break
         if self._queue or any(worker.assigned for worker in self._workers.values()):
+            self._watch_memory(self._now())
             self._schedule_tick()
         if self.appetite:
             self._on_appetite()
@@ -451,6 +518,8 @@ class WorkerPool:
             self._kill(worker, _spoke_nonsense)
         # It has hung up or talks nonsense; how it ended, the zygote tells.
         asyncio.get_running_loop().remove_reader(worker.outcomes)
+        worker.hung_up_at = self._now()
+        self._schedule_tick()
 
     def _settle(self, worker: _Worker, data: bytes) -> None:
         outcomes: list[Outcome] = []
@@ -488,16 +557,27 @@ class WorkerPool:
 
     def _tick(self) -> None:
         self._ticker = None
+        # Before anything is held against the zygote or a worker, what they have told by now.
+        self._hear()
         now = self._now()
-        for worker in list(self._serving()):
-            if worker.assigned:
+        for worker in list(self._workers.values()):
+            if worker.hung_up_at is not None and now - worker.hung_up_at > _HUNG_UP_GRACE:
+                self._kill(worker, _channel_closed)
+            elif worker.is_serving and worker.assigned:
                 self._look_after(worker, now - worker.current_since)
+        self._end_if_stuck(now)
         self._feed()
         self._resize(now)
+        if any(worker.is_in_between for worker in self._workers.values()):
+            self._schedule_tick()
 
     def _look_after(self, worker: _Worker, seconds: float) -> None:
         if seconds > self._real_seconds(worker.assigned[0].timeout):
             self._kill(worker, _timed_out)
+        elif seconds > _ABSENT:
+            self._take_back(worker)
+            if not worker.assigned:
+                self._kill(worker, _spoke_nonsense)
         elif seconds > _STUCK and len(worker.assigned) > 1:
             self._take_back(worker)
 
@@ -520,8 +600,7 @@ class WorkerPool:
         serving = self._serving()
         idle = [worker for worker in serving if not worker.assigned]
         for worker in idle[: max(len(serving) - self._least, 0)]:
-            worker.is_leaving = True
-            worker.tasks.close()
+            self._kill(worker, _lost_at_shutdown)
 
     # Waiting
 
@@ -554,9 +633,9 @@ async def _wait_until_ready(control: socket.socket) -> None:
         raise WorkersUnavailableError(event["message"])
 
 
-def _end(process: subprocess.Popen[bytes], *, grace: float) -> None:
+def _end(process: subprocess.Popen[bytes]) -> None:
     try:
-        process.wait(grace)
+        process.wait(_ZYGOTE_GRACE)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
@@ -568,6 +647,7 @@ def _refused(task: Task) -> Outcome:
         status="error",
         reason="PayloadInvalid",
         message=f"The execution payload takes more than {MAXIMUM_TASK_BYTES} bytes; make it smaller.",
+        may_retry=False,
     )
 
 
@@ -576,7 +656,17 @@ def _timed_out(task: Task) -> Outcome:
         attempt_id=task.attempt_id,
         status="timed_out",
         reason="AttemptTimeout",
-        message=f"The entry was still running after its timeout of {task.timeout:g} s, and was killed.",
+        message=f"The entry was still running after its timeout of {task.timeout:g} s, and was killed; "
+        "make it end sooner, or give the cron a longer timeout.",
+    )
+
+
+def _cancelled(task: Task) -> Outcome:
+    return Outcome(
+        attempt_id=task.attempt_id,
+        status="cancelled",
+        reason="CancelRequested",
+        message="Somebody cancelled the run, and the entry was killed.",
     )
 
 
@@ -603,21 +693,51 @@ def _spoke_nonsense(task: Task) -> Outcome:
         attempt_id=task.attempt_id,
         status="error",
         reason="WorkerProtocol",
-        message="The entry wrote to the channel between its worker and the runner, and was killed.",
+        message="The entry wrote to the channel between its worker and the runner, and was killed; "
+        "let it write only to what it has opened itself.",
+    )
+
+
+def _channel_closed(task: Task) -> Outcome:
+    return Outcome(
+        attempt_id=task.attempt_id,
+        status="error",
+        reason="ChannelClosed",
+        message="The entry closed the channel between its worker and the runner, so that its result is not known; "
+        "let it close only what it has opened itself.",
+    )
+
+
+def _out_of_memory(task: Task, limit: int) -> Outcome:
+    return Outcome(
+        attempt_id=task.attempt_id,
+        status="error",
+        reason="OutOfMemory",
+        message=f"The entry, with what it had started, took more than the {limit / 2**20:g} MiB that a worker may "
+        "take, and was killed; let it take less at a time, or have CRONPLANE_WORKER_MEMORY raised.",
     )
 
 
 def _crashed(task: Task, code: int) -> Outcome:
-    if code < 0:
-        reason, cause = "WorkerKilled", f"was killed by signal {-code} ({_signal_name(-code)})"
-    else:
-        reason, cause = "WorkerExited", f"ended with exit code {code}"
-    return Outcome(
-        attempt_id=task.attempt_id,
-        status="error",
-        reason=reason,
-        message=f"The worker process {cause} while it ran the entry.",
-    )
+    if code == CHANNEL_CLOSED_EXIT:
+        return _channel_closed(task)
+    reason, message = _death(code)
+    return Outcome(attempt_id=task.attempt_id, status="error", reason=reason, message=f"The worker process {message}.")
+
+
+def _death(code: int) -> tuple[str, str]:
+    """Put an exit code, or the negative number of a signal, into a reason and words."""
+    if code >= 0:
+        return "WorkerExited", f"ended with exit code {code} in the entry; let it return, or raise an error"
+    name = _signal_name(-code)
+    if -code in _FAULTS:
+        return "WorkerCrashed", f"crashed with signal {-code} ({name}) in the entry; look at the native code it uses"
+    advice = "if the entry did not do it, see who did, and whether memory was short"
+    return "WorkerKilled", f"was killed by signal {-code} ({name}) in the entry; {advice}"
+
+
+# What a program does to itself by a mistake of its own (signal(7)).
+_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS, signal.SIGTRAP}
 
 
 def _signal_name(number: int) -> str:

@@ -1,7 +1,8 @@
 """The processes that run entries: one zygote, which imports every entry once, and the workers that it forks.
 
 A worker runs one task after another and knows nothing but what a task says: no database, no secret, an environment that
-the runner chose. It dies with the zygote, and the zygote with the runner.
+the runner chose. It dies with the zygote, and the zygote with the runner; whatever an entry has started goes with its
+worker, to which it stays attached wherever it hides (`PR_SET_CHILD_SUBREAPER`, prctl(2)).
 """
 
 import asyncio
@@ -14,17 +15,32 @@ import selectors
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Awaitable
 from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 import orjson
 from pydantic import ValidationError
 
+from cronplane_core import failpoints
 from cronplane_core.errors import CronplaneError
-from cronplane_entries.core import AnyCronEntrySpec, CronReference, ExecutionContext, RunReference, Services
+from cronplane_core.failpoints import Failpoint
+from cronplane_entries.core import (
+    Accepted,
+    AnyCronEntrySpec,
+    Callback,
+    CronReference,
+    ExecutionContext,
+    PermanentError,
+    RunReference,
+    Services,
+    TemporaryError,
+)
 from cronplane_entries.entry_settings import NO_SETTINGS, EntrySettings
 from cronplane_entries.invocation import (
     PayloadInvalidError,
@@ -35,7 +51,12 @@ from cronplane_entries.invocation import (
     validate_execution,
 )
 from cronplane_entries.registry import CRON_REGISTRY, CronEntrypoint, UnknownEntryError, load_entries
+from cronplane_operator.process_tree import children
+from cronplane_operator.worker_leftovers import Housekeeping
+from cronplane_operator.worker_memory import MemoryWatch, own_memory
 from cronplane_operator.worker_protocol import (
+    CHANNEL_CLOSED_EXIT,
+    LONGEST_DELAY,
     MAXIMUM_MESSAGE_CHARACTERS,
     MAXIMUM_TASK_BYTES,
     MAXIMUM_TRACEBACK_CHARACTERS,
@@ -52,20 +73,30 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 # Sent to the zygote by the kernel when the runner dies; SIGTERM would not do, see `_ignore_termination`.
 _RUNNER_DIED = signal.SIGUSR1
 _CONTROL_BYTES = 4096
 _DESCRIPTORS = 3
+# Where memory is short, the kernel kills a worker before the runner or PostgreSQL (proc(5), oom_score_adj).
+_EXPENDABLE = "500"
 
 
 class Zygote:
-    """Forks workers on request, tells when one ends, and kills one when told to."""
+    """Forks workers on request, tells when one ends, and kills one when told to, or when it takes too much memory.
 
-    def __init__(self, control: socket.socket, *, runner: int, settings: EntrySettings) -> None:
+    `memory` is how many bytes a worker may take; 0 for as many as there are.
+    """
+
+    def __init__(self, control: socket.socket, *, runner: int, settings: EntrySettings, memory: int) -> None:
         self._control = control
         self._runner = runner
         self._settings = settings
+        self._memory = memory
+        self._watch = MemoryWatch(limit=memory, own=own_memory())
         self._workers: dict[int, int] = {}
+        self._over_memory: set[int] = set()
+        self._selector = selectors.DefaultSelector()
         self._wakeup, self._wakeup_writer = socket.socketpair()
         self._wakeup_writer.settimeout(0)
         self._wakeup.settimeout(0)
@@ -75,27 +106,55 @@ class Zygote:
     def serve(self) -> None:
         """Serve until the runner hangs up or dies; then no worker is left, and nothing that one of them started."""
         try:
-            signal.signal(_RUNNER_DIED, _hang_up)
+            signal.signal(_RUNNER_DIED, lambda *_: None)
             _die_with_parent(self._runner, _RUNNER_DIED)
+            _adopt_orphans()
             self._control.send(orjson.dumps({"event": "ready"}))
             self._listen()
         except ConnectionError:
             return
         finally:
             signal.set_wakeup_fd(-1)
-            for pid in self._workers:
-                _kill(pid)
+            self._end_everything()
 
     def _listen(self) -> None:
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._control, selectors.EVENT_READ)
-            selector.register(self._wakeup, selectors.EVENT_READ)
-            while True:
-                ready = {key.fileobj for key, _ in selector.select()}
-                if self._wakeup in ready:
-                    self._reap()
-                if self._control in ready and not self._obey():
+        self._selector.register(self._control, selectors.EVENT_READ)
+        self._selector.register(self._wakeup, selectors.EVENT_READ)
+        while True:
+            ready = {key.fileobj for key, _ in self._selector.select(self._watch.pause(time.monotonic()))}
+            if self._wakeup in ready:
+                # Each byte is the number of a signal.
+                if _RUNNER_DIED in self._wakeup.recv(_CONTROL_BYTES):
                     return
+                self._reap()
+            if self._control in ready and not self._obey():
+                return
+            self._look_at_memory()
+
+    def _look_at_memory(self) -> None:
+        now = time.monotonic()
+        if self._watch.pause(now) != 0.0:
+            return
+        for pid in self._watch.look(self._workers):
+            self._over_memory.add(pid)
+            _kill(pid)
+        self._watch.rest(since=now, now=time.monotonic())
+
+    def _end_everything(self) -> None:
+        for pid in self._workers:
+            _kill(pid)
+        with suppress(ChildProcessError):
+            while True:
+                # Each that ends leaves us its children, which may be in sessions of their own.
+                self._kill_orphans()
+                os.waitpid(-1, 0)
+
+    def _kill_orphans(self) -> None:
+        """Kill what entries have started and their workers have left behind; our own children cannot be another's."""
+        for pid in children(os.getpid()):
+            if pid not in self._workers:
+                with suppress(PermissionError):
+                    os.kill(pid, signal.SIGKILL)
 
     def _obey(self) -> bool:
         message, descriptors, _, _ = socket.recv_fds(
@@ -106,6 +165,8 @@ class Zygote:
         order = orjson.loads(message)
         if order["order"] == "fork":
             self._fork(order["number"], *descriptors)
+        elif order["order"] == "watch":
+            self._watch.keep_on(until=time.monotonic() + order["seconds"])
         elif (pid := self._pid(order["number"])) is not None:
             _kill(pid)
         return True
@@ -121,7 +182,7 @@ class Zygote:
                 self._become_worker(zygote, tasks, outcomes, output)
         except OSError:
             # No memory or no process is left: the workers that there are go on.
-            self._say({"event": "exited", "number": number, "code": 1})
+            self._say({"event": "exited", "number": number, "code": 1, "is_over_memory": False})
             return
         finally:
             for descriptor in (tasks, outcomes, output):
@@ -130,7 +191,6 @@ class Zygote:
         self._say({"event": "forked", "number": number, "pid": pid})
 
     def _reap(self) -> None:
-        self._wakeup.recv(_CONTROL_BYTES)
         while (pid := _ended_child()) is not None:
             number = self._workers.pop(pid, None)
             if number is not None:
@@ -138,7 +198,10 @@ class Zygote:
                 _kill(pid)
             _, status = os.waitpid(pid, 0)
             if number is not None:
-                self._say({"event": "exited", "number": number, "code": os.waitstatus_to_exitcode(status)})
+                code, is_over = os.waitstatus_to_exitcode(status), pid in self._over_memory
+                self._over_memory.discard(pid)
+                self._say({"event": "exited", "number": number, "code": code, "is_over_memory": is_over})
+        self._kill_orphans()
 
     def _say(self, event: dict[str, object]) -> None:
         self._control.send(orjson.dumps(event))
@@ -150,11 +213,16 @@ class Zygote:
             self._leave()
             os.setsid()
             _die_with_parent(zygote, signal.SIGKILL)
+            _adopt_orphans()
+            _offer_to_be_killed_first()
             _silence()
-            memory = SharedOutput(output)
+            shared = SharedOutput(output)
             os.close(output)
-            Worker(socket.socket(fileno=tasks), socket.socket(fileno=outcomes), memory, self._settings).serve()
+            channels = socket.socket(fileno=tasks), socket.socket(fileno=outcomes)
+            Worker(*channels, shared, self._settings, memory=self._memory).serve()
             code = 0
+        except _ChannelClosedError:
+            code = CHANNEL_CLOSED_EXIT
         finally:
             os._exit(code)
 
@@ -163,12 +231,12 @@ class Zygote:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(_RUNNER_DIED, signal.SIG_DFL)
-        for end in (self._control, self._wakeup, self._wakeup_writer):
+        for end in (self._control, self._wakeup, self._wakeup_writer, self._selector):
             end.close()
 
 
-def _hang_up(*_: object) -> NoReturn:
-    raise ConnectionAbortedError("the runner is gone")
+class _ChannelClosedError(Exception):
+    """A worker cannot tell an outcome any more, as its entry has closed what did not belong to it."""
 
 
 def _ended_child() -> int | None:
@@ -212,10 +280,16 @@ def _silence_input() -> None:
 
 
 class Worker:
-    """Runs tasks until the runner hangs up."""
+    """Runs tasks until the runner hangs up, or until something is left in this process that is not the next run's."""
 
     def __init__(
-        self, tasks: socket.socket, outcomes: socket.socket, output: SharedOutput, settings: EntrySettings
+        self,
+        tasks: socket.socket,
+        outcomes: socket.socket,
+        output: SharedOutput,
+        settings: EntrySettings,
+        *,
+        memory: int,
     ) -> None:
         self._tasks = tasks
         self._outcomes = outcomes
@@ -223,6 +297,7 @@ class Worker:
         self._services = {name: Services(settings=settings[name]) for name in settings}
         self._message = bytearray(MAXIMUM_TASK_BYTES)
         self._loop = asyncio.new_event_loop()
+        self._housekeeping = Housekeeping(self._loop, memory=memory)
         self._stream = io.TextIOWrapper(OutputFile(output), encoding="utf-8", errors="replace", write_through=True)
         self._log = logging.getLogger("cronplane.entry")
         self._log.setLevel(logging.INFO)
@@ -235,13 +310,24 @@ class Worker:
         process = os.getpid()
         while length := self._tasks.recv_into(self._message):
             sys.stdout = sys.stderr = self._stream
+            failpoints.reach(Failpoint.BODY)
             outcome = self._run(decode_task(self._message[:length]))
             if os.getpid() != process:
                 # An entry has forked, and its child came back here: the task is its parent's.
                 return
-            self._outcomes.sendall(encode_outcome(outcome))
+            leftovers = self._housekeeping.look()
+            failpoints.reach(Failpoint.RESULT)
+            self._tell(outcome if leftovers is None else leftovers.note(outcome))
             # Now and not later: whenever the next task's worker is killed, this is no output of that task.
             self._output.clear()
+            if leftovers is not None or self._housekeeping.is_worn():
+                return
+
+    def _tell(self, outcome: Outcome) -> None:
+        try:
+            self._outcomes.sendall(encode_outcome(outcome))
+        except OSError as error:
+            raise _ChannelClosedError from error
 
     def _run(self, task: Task) -> Outcome:
         stage = "EntryUnknown"
@@ -255,6 +341,8 @@ class Worker:
             stage = "ExecutorFailed"
             result = execute(spec, payload=payload, context=context, run_until_complete=self._run_until_complete)
             stage = "ResultInvalid"
+            if isinstance(result, Accepted):
+                return self._accepted(task, result)
             result_json = encode_result(result)
         except BaseException as error:  # noqa: BLE001 - an entry may raise anything, SystemExit included
             return self._failed(task, stage, error)
@@ -276,25 +364,40 @@ class Worker:
             deadline=task.deadline,
             log=self._log,
             services=self._services.get(task.entrypoint, _NO_SERVICES),
+            callback=_callback(task),
         )
 
     def _run_until_complete(self, awaitable: Awaitable[object]) -> object:
         try:
             return self._loop.run_until_complete(_awaited(awaitable))
         finally:
-            if leftovers := asyncio.all_tasks(self._loop):
-                for leftover in leftovers:
-                    leftover.cancel()
-                self._loop.run_until_complete(asyncio.gather(*leftovers, return_exceptions=True))
+            self._housekeeping.end_tasks()
+
+    def _accepted(self, task: Task, accepted: Accepted) -> Outcome:
+        if task.callback_token is None:
+            raise ResultInvalidError(
+                "The executor returned Accepted, and nobody could tell the end of the run: "
+                "set completes_by_callback in the entry's spec, and CRONPLANE_TOKEN_KEYS for API and runner"
+            )
+        return Outcome(
+            attempt_id=task.attempt_id,
+            status="accepted",
+            reason="Accepted",
+            message=storable(accepted.message, longest=MAXIMUM_MESSAGE_CHARACTERS),
+            output=self._output.read(),
+        )
 
     def _failed(self, task: Task, stage: str, error: BaseException) -> Outcome:
+        reason = _reason(stage, error)
         return Outcome(
             attempt_id=task.attempt_id,
             status="error",
-            reason=stage,
-            message=_SENTENCES[stage],
+            reason=reason,
+            message=_SENTENCES[reason],
             error=_record(error),
             output=self._output.read(),
+            may_retry=reason not in _PERMANENT and not isinstance(error, PermanentError),
+            retry_after=_retry_after(error),
         )
 
 
@@ -321,12 +424,24 @@ class OutputFile(io.BufferedIOBase):
 
 
 _NO_SERVICES = Services(settings=NO_SETTINGS)
+# The next attempt would meet the same.
+_PERMANENT = {"PayloadInvalid", "ResultInvalid"}
 _SENTENCES = {
     "EntryUnknown": "This version of the runner has no such entry.",
     "PayloadInvalid": "The entry does not accept the stored payload; change the cron's payload.",
     "ValidatorFailed": "The entry's validator refused to run.",
     "ExecutorFailed": "The entry raised an error.",
     "ResultInvalid": "The entry returned something that cannot be kept as its result.",
+    "ExecutorExited": "The entry raised SystemExit, which ends no worker; let it return, or raise an error.",
+    "ExecutorInterrupted": "The entry raised KeyboardInterrupt, as if from a keyboard, of which there is none.",
+    "ExecutorCancelled": "The entry cancelled itself, or let what it waited for be cancelled; nobody else did.",
+    "OutOfMemory": "The entry asked for more memory than there is; let it take less at a time.",
+}
+# What an executor may raise that is no plain error of it.
+_RAISED: dict[type[BaseException], str] = {
+    SystemExit: "ExecutorExited",
+    KeyboardInterrupt: "ExecutorInterrupted",
+    asyncio.CancelledError: "ExecutorCancelled",
 }
 # Errors of ours say all there is to know; a traceback would only show our own code.
 _OUR_MODULES = {"__main__", "cronplane_entries.invocation", "asyncio.base_events"}
@@ -335,6 +450,26 @@ _PLAIN_ERRORS = (PayloadInvalidError, ResultInvalidError, UnknownEntryError)
 
 async def _awaited(awaitable: Awaitable[object]) -> object:
     return await awaitable
+
+
+def _callback(task: Task) -> Callback | None:
+    if task.callback_token is None or task.callback_deadline is None:
+        return None
+    return Callback(path=f"/runs/{task.run_id}/finish", deadline=task.callback_deadline, token=task.callback_token)
+
+
+def _retry_after(error: BaseException) -> float | None:
+    if not isinstance(error, TemporaryError) or not isinstance(error.delay, timedelta):
+        return None
+    return min(max(error.delay.total_seconds(), 0.0), LONGEST_DELAY)
+
+
+def _reason(stage: str, error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return "OutOfMemory"
+    if stage != "ExecutorFailed":
+        return stage
+    return next((reason for kind, reason in _RAISED.items() if isinstance(error, kind)), stage)
 
 
 def _record(error: BaseException) -> ErrorRecord:
@@ -371,7 +506,18 @@ def _die_with_parent(parent: int, death: signal.Signals) -> None:
         os._exit(1)
 
 
-def _serve_zygote(control: socket.socket, runner: int) -> None:
+def _adopt_orphans() -> None:
+    """Become the parent of every descendant whose own parent ends, so that none of them gets away (prctl(2))."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _offer_to_be_killed_first() -> None:
+    # Some containers do not let us; then the kernel chooses by size alone.
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_EXPENDABLE, encoding="ascii")
+
+
+def _serve_zygote(control: socket.socket, *, runner: int, memory: int) -> None:
     _ignore_termination()
     _die_with_parent(runner, signal.SIGKILL)
     settings: EntrySettings = orjson.loads(sys.stdin.buffer.read())
@@ -384,14 +530,14 @@ def _serve_zygote(control: socket.socket, runner: int) -> None:
     # What is frozen is not touched by the collector, so that workers share its memory.
     gc.collect()
     gc.freeze()
-    Zygote(control, runner=runner, settings=settings).serve()
+    Zygote(control, runner=runner, settings=settings, memory=memory).serve()
 
 
 def main(arguments: list[str]) -> None:
-    """Serve as the zygote: the first argument is the control socket's descriptor, the second the runner's pid."""
+    """Serve as the zygote: the arguments are the control socket's descriptor, the runner's pid, and the `memory`."""
     control = socket.socket(fileno=int(arguments[0]))
     control.set_inheritable(False)
-    _serve_zygote(control, int(arguments[1]))
+    _serve_zygote(control, runner=int(arguments[1]), memory=int(arguments[2]))
 
 
 if __name__ == "__main__":

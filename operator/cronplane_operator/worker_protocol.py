@@ -22,6 +22,10 @@ MAXIMUM_TRACEBACK_CHARACTERS = 16 * 1024
 MAXIMUM_FRAME_BYTES = 1024 * 1024
 # A task is one packet of a Unix socket, and a default kernel takes no packet larger than this.
 MAXIMUM_TASK_BYTES = 200 * 1024
+# With this code a worker ends that cannot tell an outcome any more.
+CHANNEL_CLOSED_EXIT = 121
+# Seconds; whoever asks for more gets this.
+LONGEST_DELAY = 7 * 86_400.0
 _LENGTH_BYTES = 4
 _TRUNCATED = "\n… (the rest of the output is cut off)\n"
 
@@ -46,6 +50,8 @@ class Task:
     scheduled_for: datetime
     deadline: datetime
     timeout: float
+    callback_token: str | None = None
+    callback_deadline: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +65,10 @@ class ErrorRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How an attempt ended: `status` is completed, error, timed_out or lost; `result_json` is JSON text."""
+    """How an attempt ended: `status` is one of `AttemptEnd`; `result_json` is JSON text.
+
+    `retry_after`, in seconds, is what the entry asked for, if it did.
+    """
 
     attempt_id: UUID
     status: str
@@ -68,6 +77,8 @@ class Outcome:
     result_json: str | None = None
     error: ErrorRecord | None = None
     output: str = ""
+    may_retry: bool = True
+    retry_after: float | None = None
 
 
 _HEADER = tuple(each.name for each in fields(Task) if each.name != "payload_json")
@@ -92,6 +103,9 @@ def decode_task(message: bytes | bytearray) -> Task:
             "run_id": UUID(header["run_id"]),
             "scheduled_for": datetime.fromisoformat(header["scheduled_for"]),
             "deadline": datetime.fromisoformat(header["deadline"]),
+            "callback_deadline": None
+            if header["callback_deadline"] is None
+            else datetime.fromisoformat(header["callback_deadline"]),
         }
     )
 
@@ -141,10 +155,12 @@ def _decode_outcome(body: bytearray) -> Outcome:
             result_json=None if fields["result_json"] is None else _text(fields["result_json"], MAXIMUM_FRAME_BYTES),
             error=None if error is None else _error(error),
             output=_text(fields["output"], MAXIMUM_OUTPUT_BYTES + len(_TRUNCATED)),
+            may_retry=bool(fields["may_retry"]),
+            retry_after=None if fields["retry_after"] is None else _delay(fields["retry_after"]),
         )
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise WorkerProtocolError("a message is no outcome") from error
-    if outcome.status not in {"completed", "error"}:
+    if outcome.status not in {"completed", "accepted", "error"}:
         raise WorkerProtocolError(f"a worker cannot say that an attempt is {outcome.status}")
     return outcome
 
@@ -155,6 +171,12 @@ def _error(fields: dict[str, object]) -> ErrorRecord:
         message=_text(fields["message"], MAXIMUM_MESSAGE_CHARACTERS),
         traceback=_text(fields["traceback"], MAXIMUM_TRACEBACK_CHARACTERS),
     )
+
+
+def _delay(value: object) -> float:
+    if not isinstance(value, int | float) or not 0 <= value <= LONGEST_DELAY:
+        raise TypeError("no delay")
+    return value
 
 
 def _text(value: object, longest: int) -> str:

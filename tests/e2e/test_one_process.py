@@ -110,6 +110,10 @@ def test_a_newcomer_sees_a_run_of_every_entry_registers_another_and_leaves_nothi
     demo.wait_for(r"run completed .*cron='my job'")
     status, run = demo.call("GET", f"{url}/crons/{organization}/{cron['id']}/runs/{run['id']}", key)
     assert (status, run["status"], run["result"]) == (200, "completed", {"ok": True, "greeting": "HELLO"})
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:  # noqa: S310 - our own server
+        metrics = answer.read().decode()
+    assert "cronplane_leader 1.0" in metrics, "one page has the runner's metrics"
+    assert 'route="/crons/{organization_id}",status="201"' in metrics, "and the API's"
 
     postmaster = int((data_directory / "postgresql" / "postmaster.pid").read_text().split()[0])
     handle = os.pidfd_open(postmaster)

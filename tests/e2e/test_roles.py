@@ -1,5 +1,6 @@
 """Migration, API and runner as processes of their own, and the administrator's commands, as in an installation."""
 
+import json
 import os
 import re
 import secrets
@@ -35,6 +36,7 @@ def environment(create_database: Callable[[str], Any]) -> dict[str, str]:
         "CRONPLANE_DATABASE_URL": connection_string(database.url),
         "CRONPLANE_INSTALLATION_KEY": secrets.token_urlsafe(32),
         "CRONPLANE_PORT": str(port),
+        "CRONPLANE_METRICS_PORT": "0",
         "CRONPLANE_URL": f"http://127.0.0.1:{port}",
     }
 
@@ -83,10 +85,13 @@ def start(environment: dict[str, str]) -> Iterator[Callable[[str], Role]]:
 
 
 def test_the_whole_way_in_processes_of_their_own(environment: dict[str, str], start: Callable[[str], Role]) -> None:
-    assert "to 0002" in cronplane("migrate", environment=environment)
+    assert "to 0004" in cronplane("migrate", environment=environment)
     api, runner = start("api"), start("runner")
+    address = json.loads(runner.wait_for("metrics and probes are served"))["address"]
     runner.wait_for("became leader")
     api.wait_for("Uvicorn running on")
+    assert "cronplane_leader 1.0" in httpx2.get(f"{address}/metrics").text
+    assert [httpx2.get(f"{address}/{probe}").status_code for probe in ("livez", "readyz")] == [200, 200]
     with httpx2.Client(base_url=environment["CRONPLANE_URL"]) as client:
         assert client.get("/readyz").status_code == 200
 

@@ -1,5 +1,6 @@
 """What the tests of the API share: the real application on a fresh database, and a key of each role."""
 
+import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from cronplane_core.settings import ApiSettings
 from cronplane_core.tables import Role
 from cronplane_entries.registry import CronRegistry
 
+TOKEN_KEYS = f"tests:{secrets.token_urlsafe(32)}"
 INSTALLATION_KEY = "the-installation-key-of-these-tests-0123456789"
 
 
@@ -60,6 +62,12 @@ class Api:
 
 
 @pytest.fixture
+def token_keys() -> str:
+    """The keys that the API of these tests signs and recognizes tokens of runs with."""
+    return TOKEN_KEYS
+
+
+@pytest.fixture
 def api_settings(database: Any) -> Callable[..., ApiSettings]:
     """Settings of an API on the test's database, or on another one."""
 
@@ -67,6 +75,7 @@ def api_settings(database: Any) -> Callable[..., ApiSettings]:
         return ApiSettings(
             database_url=SecretStr(url.render_as_string(hide_password=False)),
             installation_key=SecretStr(INSTALLATION_KEY),
+            token_keys=SecretStr(TOKEN_KEYS),
             **others,
         )
 

@@ -97,6 +97,30 @@ async def test_damage_by_hand_is_found(record: list[datetime], find: Find, datab
     assert kind in {found for found, _ in await find()}
 
 
+@pytest.mark.parametrize("status", ["queued", "waiting"])
+async def test_a_run_that_nobody_ends_at_its_deadline_is_found(
+    add_cron: Any, database: Any, engine: AsyncEngine, status: str
+) -> None:
+    database.set_clock(NOON, speed=0)
+    await add_cron(enabled=False)
+    database.execute(
+        f"""INSERT INTO scheduler.cron_runs (organization_id, cron_id, scheduled_for, trigger_kind, status, reason,
+                                             message, generation, deadline)
+            SELECT organization_id, id, scheduler.now(), 'manual', '{status}', 'ByHand', '', 1,
+                   scheduler.now() + interval '1 minute'
+            FROM scheduler.cron_jobs"""
+    )
+    if status == "waiting":
+        database.execute("UPDATE scheduler.cron_runs SET attempts = 1")
+        database.execute(
+            """INSERT INTO scheduler.cron_attempts (run_id, number, nonce, epoch, location, lease_expires_at)
+               SELECT id, 1, gen_random_uuid(), 1, 'test', deadline FROM scheduler.cron_runs"""
+        )
+    for seconds, kinds in {90: [], 91: ["overdue"]}.items():
+        database.set_clock(NOON + timedelta(seconds=seconds), speed=0)
+        assert [found.kind.value async for found in find_violations(engine, grace=Grace())] == kinds
+
+
 async def test_a_fire_that_nobody_claims_is_found_once_it_is_late(
     add_cron: Any, database: Any, engine: AsyncEngine
 ) -> None:

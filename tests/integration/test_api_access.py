@@ -30,8 +30,9 @@ BODY = {
 class Route:
     """One operation, what it answers, and whom it serves.
 
-    `least` is the lowest role of the path's organization, or says that it serves the `installation`, `any key`, or
-    `everybody`; `installation` is what the installation key is answered where a role is needed.
+    `least` is the lowest role of the path's organization, or says that it serves the `installation`, `any key`,
+    `everybody`, or nobody with a key but those with a `token` of the run; `installation` is what the installation key
+    is answered where a role is needed.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Route:
         return {} if self.body is None else {"json": self.body}
 
     def answer_to(self, caller: str | None) -> int:
-        if self.least == "everybody":
+        if self.least in {"everybody", "token"}:
             return self.status
         if caller is None:
             return 401
@@ -71,6 +72,13 @@ ROUTES = [
     Route(name="pause_cron", method="POST", path="/crons/{o}/{c}/pause", status=200, least="operator"),
     Route(name="resume_cron", method="POST", path="/crons/{o}/{c}/resume", status=200, least="operator"),
     Route(name="trigger_cron", method="POST", path="/crons/{o}/{c}/trigger", status=202, least="operator"),
+    Route(name="cancel_run", method="POST", path="/crons/{o}/{c}/runs/{r}/cancel", status=202, least="operator"),
+    # The run is not over, which is told only to those who may run it again.
+    Route(name="rerun_run", method="POST", path="/crons/{o}/{c}/runs/{r}/rerun", status=409, least="operator"),
+    Route(name="start_attempt", method="POST", path="/runs/{r}/attempts/1/start", status=401, least="token"),
+    Route(name="beat_attempt", method="POST", path="/runs/{r}/attempts/1/heartbeat", status=401, least="token"),
+    Route(name="finish_attempt", method="POST", path="/runs/{r}/attempts/1/finish", status=401, least="token"),
+    Route(name="finish_run", method="POST", path="/runs/{r}/finish", status=401, least="token"),
     Route(name="list_runs", method="GET", path="/crons/{o}/{c}/runs", status=200, least="viewer"),
     Route(name="get_run", method="GET", path="/crons/{o}/{c}/runs/{r}", status=200, least="viewer"),
     Route(
@@ -114,6 +122,7 @@ ROUTES = [
     Route(name="list_entrypoints", method="GET", path="/entrypoints", status=200, least="any key"),
     Route(name="healthz", method="GET", path="/healthz", status=200, least="everybody"),
     Route(name="readyz", method="GET", path="/readyz", status=200, least="everybody"),
+    Route(name="metrics", method="GET", path="/metrics", status=200, least="everybody"),
 ]
 OF_AN_ORGANIZATION = [route for route in ROUTES if "{o}" in route.path]
 OF_A_THING = [route for route in ROUTES if route.path.count("{") > 1]

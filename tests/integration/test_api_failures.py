@@ -2,11 +2,8 @@
 
 import asyncio
 import json
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -59,16 +56,6 @@ SERVER = dedent(
     asyncio.run(main(*sys.argv[1:]))
     """
 )
-
-
-@pytest.fixture
-def own_server() -> Iterator[EmbeddedPostgresql]:
-    """A PostgreSQL that a test may stop."""
-    directory = Path(tempfile.mkdtemp(prefix="cronplane-test-"))
-    directory.chmod(0o755)
-    with EmbeddedPostgresql(directory / "data", {"fsync": "off"}) as server:
-        yield server
-    shutil.rmtree(directory)
 
 
 async def test_without_a_database_the_answer_is_to_try_again(start_api: Any, api_settings: Any) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError, NoResultFound
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cronplane_core import cron_repository
-from cronplane_core.cron_repository import Cron, CronNameTakenError, Definition, Policy
+from cronplane_core.cron_repository import Cron, CronNameTakenError, Definition, NewCron, Policy
 from cronplane_core.database import transaction
 from cronplane_core.organization_repository import Organization
 from cronplane_core.tables import Catchup, CronSource, Overlap
@@ -51,9 +51,9 @@ HANG_GUARD = 30.0
 
 
 async def insert(connection: AsyncConnection, organization: Organization, definition: Definition = DEFINITION) -> Cron:
-    return await cron_repository.insert_cron(
-        connection, cron_id=uuid4(), organization_id=organization.id, definition=definition, created_by="key:1"
-    )
+    new = NewCron(id=uuid4(), definition=definition, created_by="key:1")
+    [cron] = await cron_repository.insert_crons(connection, organization_id=organization.id, crons=[new])
+    return cron
 
 
 async def get(engine: AsyncEngine, organization: Organization, cron_id: UUID) -> Cron | None:
@@ -89,16 +89,15 @@ async def test_a_cron_is_read_as_it_was_written(engine: AsyncEngine, organizatio
     database.set_clock(NOON, speed=0)
     cron_id = uuid4()
     async with transaction(engine) as connection:
-        inserted = await cron_repository.insert_cron(
-            connection,
-            cron_id=cron_id,
-            organization_id=organization.id,
+        new = NewCron(
+            id=cron_id,
             definition=DEFINITION,
             created_by="key:1",
             source=CronSource.KUBERNETES,
             source_uid="a uid",
             source_generation=4,
         )
+        [inserted] = await cron_repository.insert_crons(connection, organization_id=organization.id, crons=[new])
     assert inserted == Cron(
         id=cron_id,
         organization_id=organization.id,

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cronplane_core import run_transitions
 from cronplane_core.database import transaction
+from cronplane_core.tables import Execution
 
 NOON = datetime(2026, 6, 1, 12, 0, 30, tzinfo=UTC)
 PROBLEMS = "https://cronplane.dev/problems/"
@@ -140,9 +141,15 @@ async def test_the_start_gate_is_shut_for_an_entry_that_was_taken_back(
     async def pass_gate() -> list[UUID]:
         async with transaction(engine) as connection:
             started = await run_transitions.start(
-                connection, nonces={run_id: uuid4()}, epoch=1, location="test", now=NOON, margin=timedelta(0)
+                connection,
+                nonces={run_id: uuid4()},
+                epoch=1,
+                location="test",
+                execution=Execution.IN_PROCESS,
+                now=NOON,
+                lease=timedelta(0),
             )
-        return [attempt.run_id for attempt in started]
+        return [attempt.run.id for attempt in started]
 
     await limit(api, entrypoints=[])
     assert await pass_gate() == []

@@ -60,6 +60,13 @@ ROWS["0002"] = (
     VALUES ('limited', '{an_entry}', 10, 0, 3);
 """
 )
+ROWS["0003"] = ROWS["0002"] + "UPDATE scheduler.leases SET renewed_at = '2026-01-01 00:00Z';"
+ROWS["0004"] = (
+    ROWS["0003"]
+    + "UPDATE scheduler.cron_jobs SET run_timeout = '1 hour'; "
+    + "UPDATE scheduler.cron_runs SET deadline = now(), rerun_of = gen_random_uuid(); "
+    + "UPDATE scheduler.cron_attempts SET deadline = now(), callback_hash = 'hash';"
+)
 
 
 FORBIDDEN = [

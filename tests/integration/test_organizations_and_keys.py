@@ -25,7 +25,8 @@ async def make_key(engine: AsyncEngine, organization: Organization, role: Role =
 
 async def recognize(engine: AsyncEngine, key_text: str) -> api_key_repository.AuthenticatedKey | None:
     async with transaction(engine) as connection:
-        return await api_key_repository.authenticate(connection, key_text=key_text)
+        [key] = await api_key_repository.authenticate(connection, key_texts=[key_text])
+        return key
 
 
 async def test_an_organization_is_found_as_it_was_made(engine: AsyncEngine, database: Any) -> None:

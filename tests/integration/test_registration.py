@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cronplane_core import cron_repository, organization_repository
-from cronplane_core.cron_repository import Cron, CronNameTakenError
+from cronplane_core.cron_repository import Cron, CronNameTakenError, NewCron
 from cronplane_core.database import transaction
 from cronplane_entries.core import Organization, User
 from cronplane_entries.registration import CronChanges, CronDraft, PolicyDraft, Registrar
@@ -38,9 +38,9 @@ async def register(registrar: Registrar, engine: AsyncEngine, tenant: Organizati
     cron_id = uuid4()
     definition, _ = await registrar.check(draft, organization=tenant, user=USER, cron_id=cron_id, now=NOON)
     async with transaction(engine) as connection:
-        return await registrar.register(
-            connection, cron_id=cron_id, organization=tenant, user=USER, definition=definition
-        )
+        new = NewCron(id=cron_id, definition=definition, created_by=USER.id)
+        [cron] = await registrar.register(connection, organization_id=tenant.id, crons=[new])
+        return cron
 
 
 async def change(

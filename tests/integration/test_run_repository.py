@@ -90,6 +90,11 @@ async def test_a_triggered_run_is_queued_for_now(engine: AsyncEngine, add_cron: 
         finished_at=None,
         missed_until=None,
         missed_count=None,
+        not_before=None,
+        deadline=None,
+        cancel_requested_at=None,
+        cancel_requested_by=None,
+        rerun_of=None,
     )
     async with transaction(engine) as connection:
         assert await page_of(connection, cron) == [run]

@@ -32,6 +32,7 @@ FOREVER = 86_400.0
 # The database's clock runs this much faster than the event loop's, so that timeouts come soon.
 SPEED = 1000.0
 A_MOMENT = 60.0
+MEMORY = 48 * 2**20
 
 
 def task(entrypoint: str = "no_op", *, timeout: float = FOREVER, **payload: object) -> Task:
@@ -55,7 +56,13 @@ class Harness:
     """A pool, what it reported in order, and a way to wait for it."""
 
     def __init__(
-        self, *, workers: int, max_workers: int, settings: EntrySettings | None = None, **environment: str
+        self,
+        *,
+        workers: int,
+        max_workers: int,
+        memory: int = 2**30,
+        settings: EntrySettings | None = None,
+        **environment: str,
     ) -> None:
         self.outcomes: list[Outcome] = []
         self.trouble: list[str] = []
@@ -63,6 +70,7 @@ class Harness:
         self.pool = WorkerPool(
             workers=workers,
             max_workers=max_workers,
+            memory=memory,
             real_seconds=lambda seconds: seconds / SPEED,
             on_outcomes=self._on_outcomes,
             on_appetite=self._changed.set,
@@ -257,7 +265,8 @@ async def test_whatever_an_entry_raises_is_an_error_of_that_run_and_its_worker_s
 ) -> None:
     harness = await start_pool()
     first, second = await harness.run(task(entrypoint, text=kind), task("no_op_async"))
-    assert (first.status, first.reason, second.status) == ("error", "ExecutorFailed", "completed")
+    reason = {"exit": "ExecutorExited", "interrupt": "ExecutorInterrupted"}.get(kind, "ExecutorFailed")
+    assert (first.status, first.reason, second.status) == ("error", reason, "completed")
     assert first.error is not None
     assert (first.error.type, first.error.message) == (name, message)
     assert numbers(harness) == {1}
@@ -287,8 +296,9 @@ def numbers(harness: Harness) -> set[int]:
     ("entrypoint", "reason", "cause", "output"),
     [
         ("exit_hard", "WorkerExited", "exit code 3", "last words\n"),
-        ("segfault", "WorkerKilled", "SIGSEGV", ""),
-        ("close_everything", "WorkerExited", "exit code 1", "closing\n"),
+        ("segfault", "WorkerCrashed", "SIGSEGV", ""),
+        ("kill_itself", "WorkerKilled", "SIGKILL", ""),
+        ("close_everything", "ChannelClosed", "closed the channel", "closing\n"),
         ("steal_tasks_and_die", "WorkerExited", "exit code 5", ""),
     ],
 )
@@ -301,6 +311,38 @@ async def test_a_worker_that_dies_ends_its_run_with_what_it_had_printed_and_is_r
     assert cause in crashed.message
     [next_one] = await harness.run(task())
     assert next_one.status == "completed"
+
+
+async def test_an_entry_that_closes_the_channel_and_goes_on_is_not_waited_for(start_pool: StartPool) -> None:
+    closed, next_one = await (await start_pool()).run(task("close_everything", text="and stay"), task())
+    assert (closed.status, closed.reason, next_one.status) == ("error", "ChannelClosed", "completed")
+    assert "let it close only what it has opened" in closed.message
+
+
+async def test_an_entry_that_answers_early_and_goes_on_holds_up_nobody(start_pool: StartPool) -> None:
+    harness = await start_pool()
+    first, second = await harness.run(task("answer_early_and_stay")) + await harness.run(task())
+    assert (first.message, second.status) == ("So it says.", "completed")
+    assert numbers(harness).isdisjoint({1})
+
+
+async def test_a_zygote_that_an_entry_has_stopped_is_started_again(
+    start_pool: StartPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_pool, "_ZYGOTE_PATIENCE", 0.2)
+    monkeypatch.setattr(worker_pool, "_ZYGOTE_GRACE", 0.2)
+    harness = await start_pool()
+    stopped, spinning, next_one = await harness.run(task("stop_the_zygote"), task("spin", timeout=A_MOMENT), task())
+    assert (stopped.status, next_one.status) == ("completed", "completed")
+    assert (spinning.status, spinning.reason) == ("timed_out", "AttemptTimeout")
+    assert "does not answer" in harness.trouble[0]
+
+
+async def test_an_alarm_that_an_entry_has_set_does_not_go_off_in_the_next_run(start_pool: StartPool) -> None:
+    harness = await start_pool()
+    _, told = await harness.run(task("set_an_alarm"), task("tell_alarm"))
+    assert orjson.loads(told.result_json or "") == {"seconds": 0.0}
+    assert numbers(harness) == {1}
 
 
 async def test_what_waited_behind_a_crash_runs_elsewhere(start_pool: StartPool) -> None:
@@ -388,6 +430,102 @@ async def test_when_no_worker_can_be_added_those_there_are_do_the_work(
     await harness.until(lambda: len(harness.outcomes) == 2)
 
 
+# What an entry takes
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "value"),
+    [pytest.param("eat_memory", None, id="by itself"), pytest.param("eat_memory_in_children", 2**24, id="in children")],
+)
+async def test_an_entry_that_takes_too_much_memory_loses_its_worker_and_says_so(
+    start_pool: StartPool, entrypoint: str, value: int | None
+) -> None:
+    harness = await start_pool(memory=MEMORY)
+    eaten, next_one = await harness.run(task(entrypoint, value=value), task())
+    assert (eaten.status, eaten.reason, next_one.status) == ("error", "OutOfMemory", "completed")
+    assert "more than the 48 MiB that a worker may take" in eaten.message
+    assert numbers(harness).isdisjoint({1})
+
+
+async def test_an_entry_that_asks_for_more_memory_than_there_is_keeps_its_worker(start_pool: StartPool) -> None:
+    harness = await start_pool()
+    [outcome] = await harness.run(task("ask_for_too_much"))
+    assert (outcome.status, outcome.reason) == ("error", "OutOfMemory")
+    assert outcome.error is not None
+    assert outcome.error.type == "builtins.MemoryError"
+    assert numbers(harness) == {1}
+
+
+async def test_without_a_limit_an_entry_takes_what_it_wants(start_pool: StartPool) -> None:
+    harness = await start_pool(memory=0)
+    [outcome] = await harness.run(task("eat_memory", value=4 * MEMORY))
+    assert outcome.status == "completed"
+    assert numbers(harness) == {1}
+
+
+async def test_no_run_is_blamed_for_the_memory_of_the_one_before(start_pool: StartPool) -> None:
+    harness = await start_pool(memory=MEMORY)
+    large = [task("eat_memory", value=2 * MEMORY // 3) for _ in range(3)]
+    assert {outcome.status for outcome in await harness.run(*large)} == {"completed"}
+    await harness.run(task())
+    assert numbers(harness).isdisjoint({1, 2, 3})
+
+
+# What an entry leaves behind
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "reason", "what"),
+    [
+        ("leave_a_stubborn_task", "TasksLeft", "1 task running"),
+        ("leave_a_thread", "ThreadsLeft", "1 thread running"),
+        ("leave_a_thread_of_the_loop", "ThreadsLeft", "1 thread running"),
+        ("leave_a_process", "ProcessesLeft", "1 process running"),
+    ],
+)
+async def test_what_an_entry_leaves_running_ends_with_its_worker_and_the_run_says_so(
+    start_pool: StartPool, entrypoint: str, reason: str, what: str
+) -> None:
+    harness = await start_pool()
+    first, *others = await harness.run(task(entrypoint), *(task() for _ in range(5)))
+    assert (first.status, first.reason) == ("completed", reason)
+    assert what in first.message
+    assert {outcome.reason for outcome in others} == {"Completed"}
+    assert numbers(harness).isdisjoint({1})
+
+
+async def test_a_failure_that_leaves_something_running_stays_that_failure(start_pool: StartPool) -> None:
+    [outcome] = await (await start_pool()).run(task("leave_a_thread_and_fail"))
+    assert (outcome.status, outcome.reason) == ("error", "ExecutorFailed")
+    assert outcome.message == "The entry raised an error. It left 1 thread running, which ended with its worker."
+
+
+async def test_a_program_that_ended_and_that_nobody_waited_for_is_not_said_to_run(start_pool: StartPool) -> None:
+    harness = await start_pool()
+    [outcome] = await harness.run(task("forget_a_program"))
+    assert outcome.reason == "Completed"
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "text"), [("use_a_thread_of_the_loop", ""), ("leave_a_thread", "daemon"), ("start_and_wait", "")]
+)
+async def test_threads_that_wait_for_work_and_programs_that_have_ended_cost_no_worker(
+    start_pool: StartPool, entrypoint: str, text: str
+) -> None:
+    harness = await start_pool()
+    outcomes = await harness.run(*(task(entrypoint, text=text) for _ in range(3)))
+    assert {outcome.reason for outcome in outcomes} == {"Completed"}
+    assert numbers(harness) == {1}
+
+
+async def test_daemon_threads_do_not_pile_up(start_pool: StartPool) -> None:
+    harness = await start_pool()
+    outcomes = await harness.run(*(task("leave_a_thread", text="daemon") for _ in range(70)))
+    assert {outcome.reason for outcome in outcomes} == {"Completed"}
+    await harness.run(task())
+    assert numbers(harness).isdisjoint({1})
+
+
 # What an entry must not get at
 
 
@@ -459,17 +597,34 @@ async def test_a_fork_of_a_worker_that_returns_is_not_taken_for_the_worker(start
     assert numbers(harness) == {1}
 
 
-async def test_a_program_that_an_entry_started_dies_with_its_worker(start_pool: StartPool) -> None:
-    harness = await start_pool()
-    started, _ = await harness.run(task("start_a_program"), task("exit_hard"))
+@pytest.mark.parametrize("entrypoint", ["start_a_program", "leave_a_process"])
+async def test_what_an_entry_has_started_dies_when_its_run_ends_wherever_it_hides(
+    start_pool: StartPool, entrypoint: str
+) -> None:
+    [started] = await (await start_pool()).run(task(entrypoint))
     await ended(int(started.output))
 
 
-async def test_a_program_that_an_entry_started_dies_with_the_pool(start_pool: StartPool) -> None:
+@pytest.mark.parametrize("entrypoint", ["start_a_program", "leave_a_process"])
+async def test_what_an_entry_has_started_dies_with_its_worker(
+    start_pool: StartPool, pipe: Callable[[], str], entrypoint: str
+) -> None:
     harness = await start_pool()
-    [started] = await harness.run(task("start_a_program"))
+    harness.pool.submit([running := task(entrypoint, path=(path := pipe()), timeout=A_MOMENT)])
+    pids = await asyncio.to_thread(Path(path).read_text)
+    await harness.until(lambda: harness.is_over(running))
+    await ended(int(pids.split()[0]))
+
+
+@pytest.mark.parametrize("entrypoint", ["start_a_program", "leave_a_process"])
+async def test_what_an_entry_has_started_dies_with_the_pool(
+    start_pool: StartPool, pipe: Callable[[], str], entrypoint: str
+) -> None:
+    harness = await start_pool()
+    harness.pool.submit([task(entrypoint, path=(path := pipe()))])
+    pids = await asyncio.to_thread(Path(path).read_text)
     await harness.pool.stop()
-    await ended(int(started.output))
+    await ended(int(pids.split()[0]))
 
 
 async def test_a_termination_signal_to_every_process_leaves_running_entries_to_the_runner(
@@ -526,8 +681,8 @@ async def test_when_the_zygote_dies_what_ran_is_lost_and_work_goes_on(
 
 
 @asynccontextmanager
-async def runner_process(path: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, list[int]]]:
-    """Another process with a pool; with it the pids of its zygote, its worker, and a program of the worker's."""
+async def runner_process(path: str, entrypoint: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, list[int]]]:
+    """Another process with a pool; with it the pids of its zygote, its worker, and what the worker started."""
     script = f"""
 import asyncio, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -536,7 +691,7 @@ async def main():
     harness = Harness(workers=1, max_workers=1)
     await harness.pool.start()
     print(harness.pool._zygote.pid, *(worker.pid for worker in harness.pool._workers.values()), flush=True)
-    harness.pool.submit([task("start_a_program", path={path!r})])
+    harness.pool.submit([task({entrypoint!r}, path={path!r})])
     await asyncio.Event().wait()
 asyncio.run(main())
 """
@@ -548,9 +703,10 @@ asyncio.run(main())
     await process.wait()
 
 
-async def test_nothing_survives_a_runner_that_is_killed(pipe: Callable[[], str]) -> None:
-    async with runner_process(pipe()) as (process, pids):
-        assert len(pids) == 3
+@pytest.mark.parametrize("entrypoint", ["start_a_program", "leave_a_process"])
+async def test_nothing_survives_a_runner_that_is_killed(pipe: Callable[[], str], entrypoint: str) -> None:
+    async with runner_process(pipe(), entrypoint) as (process, pids):
+        assert len(set(pids)) == 3
         process.kill()
         for pid in pids:
             await ended(pid)
@@ -580,7 +736,7 @@ EXPECTED = {
     "fail": "ExecutorFailed",
     "gone": "EntryUnknown",
     "exit_hard": "WorkerExited",
-    "segfault": "WorkerKilled",
+    "segfault": "WorkerCrashed",
     "spin": "AttemptTimeout",
 }
 

@@ -25,6 +25,7 @@ def cron(**changes: Any) -> LockedCron:
         "is_granted": True,
         "overlap": Overlap.SKIP,
         "catchup_window": None,
+        "run_timeout": None,
         "active_run_id": None,
     }
     return LockedCron(**(values | changes))

@@ -81,3 +81,27 @@ async def test_a_slow_network_does_not_make_it_early(world: World) -> None:
 def test_it_has_no_time_before_it_was_measured() -> None:
     with pytest.raises(RuntimeError):
         DatabaseClock().now()
+
+
+async def test_an_answer_that_was_long_on_its_way_changes_no_rate(world: World) -> None:
+    clock = DatabaseClock(monotonic=world.monotonic)
+    await measured(clock, world)
+    for round_trip in (0.7, 0.001, 0.7, 0.001):
+        world.round_trip = round_trip
+        await measured(clock, world, times=1)
+        assert clock.real_seconds(1.0) == 1.0
+
+
+async def test_a_held_up_look_does_not_make_a_clock_fast(world: World) -> None:
+    """Between the two looks the machine stands still after the first answer was given and before it was read."""
+    delays = iter([0.5, 0.0001])
+    clock = DatabaseClock(monotonic=world.monotonic)
+    execute = world.execute
+
+    async def held_up(_: Any) -> Any:
+        world.round_trip = next(delays, 0.001)
+        return await execute(_)
+
+    world.execute = held_up  # type: ignore[method-assign]
+    await measured(clock, world, times=1)
+    assert clock.real_seconds(1.0) == 1.0

@@ -100,7 +100,10 @@ def test_a_name_is_given_once() -> None:
         (replace(SOUND, timeout=timedelta(days=7, seconds=1)), "timeout"),
         (replace(SOUND, timeout=30), "timeout"),
         (replace(SOUND, executor=None, timeout=None), "executor cannot be called; timeout"),
-        (replace(SOUND, attempts=2), "attempts"),
+        (replace(SOUND, attempts=0), "attempts is no number from 1 to 100"),
+        (replace(SOUND, attempts=101), "attempts"),
+        (replace(SOUND, attempts=True), "attempts"),
+        (replace(SOUND, completes_by_callback="yes"), "completes_by_callback"),
     ],
 )
 def test_a_specification_that_is_not_sound_says_what_is_wrong(spec: Any, wrong: str) -> None:

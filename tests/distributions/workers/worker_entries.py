@@ -4,12 +4,10 @@ import asyncio
 import io
 import os
 import signal
-import socket
-import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,64 +34,9 @@ def entry(executor: Callable[..., Any]) -> CronEntrySpec[Wish, Task]:
     )
 
 
-def _descriptors() -> Iterator[int]:
-    for path in list(Path("/proc/self/fd").iterdir()):
-        if int(path.name) > 2 and path.is_symlink():
-            yield int(path.name)
-
-
-def _sockets(kind: socket.SocketKind) -> Iterator[socket.socket]:
-    for descriptor in _descriptors():
-        if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-            found = socket.socket(fileno=os.dup(descriptor))
-            if found.type == kind:
-                yield found
-
-
 def _wait_to_be_killed() -> None:
     while True:
         time.sleep(3600)
-
-
-def _say_to_the_runner(payload: Task, **_: object) -> None:
-    print("garbage follows")
-    for channel in _sockets(socket.SOCK_STREAM):
-        # The loop's own wake-up pair are streams as well; they do not mind.
-        channel.sendall(bytes.fromhex(payload.text))
-    _wait_to_be_killed()
-
-
-def _steal_tasks_and_die(payload: Task, **_: object) -> None:
-    for channel in _sockets(socket.SOCK_SEQPACKET):
-        channel.settimeout(0)
-        try:
-            while channel.recv(1_000_000):
-                pass
-        except BlockingIOError:
-            continue
-    os._exit(5)
-
-
-def _refuse_tasks(payload: Task, **_: object) -> None:
-    for channel in _sockets(socket.SOCK_SEQPACKET):
-        channel.shutdown(socket.SHUT_RD)
-
-
-def _cut_output_off(payload: Task, **_: object) -> dict[str, object]:
-    print("still readable")
-    errors = []
-    for descriptor in _descriptors():
-        if "memfd" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
-            try:
-                os.ftruncate(descriptor, 0)
-            except PermissionError as error:
-                errors.append(type(error).__name__)
-    return {"errors": errors}
-
-
-def _close_everything(payload: Task, **_: object) -> None:
-    print("closing")
-    os.closerange(3, 4096)
 
 
 def _fork_and_return(payload: Task, **_: object) -> dict[str, object]:
@@ -111,6 +54,16 @@ def _start_a_program(payload: Task, **_: object) -> None:
     if payload.path:
         Path(payload.path).write_text(f"{program.pid}\n")
         _wait_to_be_killed()
+
+
+def _start_and_wait(payload: Task, **_: object) -> None:
+    subprocess.run(["/bin/true"], check=True)
+
+
+def _forget_a_program(payload: Task, **_: object) -> None:
+    """Start a program and wait for its end without taking note of it."""
+    program = subprocess.Popen(["/bin/true"])
+    os.waitid(os.P_PID, program.pid, os.WEXITED | os.WNOWAIT)
 
 
 def _misuse_output(payload: Task, **_: object) -> None:
@@ -172,11 +125,6 @@ def _terminate_everyone(payload: Task, **_: object) -> None:
         os.kill(pid, signal.SIGTERM)
 
 
-say_to_the_runner = entry(_say_to_the_runner)
-steal_tasks_and_die = entry(_steal_tasks_and_die)
-refuse_tasks = entry(_refuse_tasks)
-cut_output_off = entry(_cut_output_off)
-close_everything = entry(_close_everything)
 fork_and_return = entry(_fork_and_return)
 start_a_program = entry(_start_a_program)
 misuse_output = entry(_misuse_output)
@@ -187,3 +135,5 @@ recurse = entry(_recurse)
 tell_settings = entry(_tell_settings)
 sleep = entry(_sleep)
 terminate_everyone = entry(_terminate_everyone)
+start_and_wait = entry(_start_and_wait)
+forget_a_program = entry(_forget_a_program)
