@@ -187,6 +187,7 @@ _CLAIM = text(
     RETURNING id
     """
 )
+# OFFSET 0 here and below: row by row over the primary key, whatever the planner makes of the other conditions.
 # Without a timeout of its own a run has time for all of its attempts, counted from the start of the first.
 _START = text(
     """
@@ -200,8 +201,10 @@ _START = text(
             epoch = coalesce(:epoch, run.epoch),
             deadline = coalesce(run.deadline, :now + cron.timeout * cron.max_attempts
                                               + cron.backoff_maximum * (cron.max_attempts - 1))
-        FROM asked, scheduler.cron_jobs cron, scheduler.organizations organization
-        WHERE run.id = asked.run_id AND run.status = 'queued' AND cron.id = run.cron_id AND cron.deleted_at IS NULL
+        FROM asked JOIN scheduler.cron_runs found ON found.id = asked.run_id
+             CROSS JOIN LATERAL (SELECT * FROM scheduler.cron_jobs WHERE id = found.cron_id OFFSET 0) cron,
+             scheduler.organizations organization
+        WHERE run.id = asked.run_id AND run.status = 'queued' AND cron.deleted_at IS NULL
           AND (CAST(:entrypoints AS text[]) IS NULL
                OR CAST(cron.entrypoint AS text) = ANY(CAST(:entrypoints AS text[])))
           AND (asked.number IS NULL OR run.attempts + 1 = asked.number)
@@ -301,11 +304,13 @@ _MOVE = text(
         SET status = decided.enters, reason = decided.reason, message = decided.message, result = decided.result,
             error = decided.error, not_before = decided.not_before, epoch = coalesce(:epoch, run.epoch),
             finished_at = CASE WHEN decided.enters IN ('queued', 'waiting') THEN NULL ELSE :now END
-        FROM decided LEFT JOIN scheduler.cron_attempts attempt
-             ON attempt.run_id = decided.run_id AND attempt.nonce = decided.nonce
+        FROM decided LEFT JOIN LATERAL (
+            SELECT nonce, outcome FROM scheduler.cron_attempts
+            WHERE run_id = decided.run_id AND number = decided.number OFFSET 0
+        ) attempt ON true
         WHERE run.id = decided.run_id AND run.status = decided.leaves AND run.attempts = decided.number
           AND (run.cancel_requested_at IS NOT NULL) = decided.is_cancel_requested
-          AND (decided.nonce IS NULL OR attempt.number = decided.number AND attempt.outcome IS NULL)
+          AND (decided.nonce IS NULL OR attempt.nonce = decided.nonce AND attempt.outcome IS NULL)
         RETURNING run.id, run.deadline, decided.*
     ), ended AS (
         UPDATE scheduler.cron_attempts attempt
@@ -337,11 +342,22 @@ _LOCK_ORPHANS = text(
         condition="run.status = 'running' AND attempt.execution = 'in_process' AND attempt.epoch < :epoch", others=""
     )
 )
+# The array finds them without a look at the attempts of all that is queued; what is said after it is asked once more
+# of each run as it is when its lock is had.
 _LOCK_OVERDUE = text(
     _OPEN.format(
-        condition="(run.status IN ('queued', 'waiting')"
+        condition="run.id = ANY(ARRAY("
+        "    SELECT id FROM scheduler.cron_runs WHERE finished_at IS NULL AND status IN ('queued', 'waiting')"
+        "        AND (deadline <= :now OR cancel_requested_at IS NOT NULL)"
+        "    UNION ALL"
+        "    SELECT running.id FROM (SELECT id, attempts FROM scheduler.cron_runs"
+        "                            WHERE finished_at IS NULL AND status = 'running' OFFSET 0) running"
+        "        CROSS JOIN LATERAL (SELECT lease_expires_at FROM scheduler.cron_attempts"
+        "                            WHERE run_id = running.id AND number = running.attempts OFFSET 0) attempt"
+        "    WHERE attempt.lease_expires_at <= :now"
+        "    LIMIT :limit)) AND (run.status IN ('queued', 'waiting')"
         "     AND (run.deadline <= :now OR run.cancel_requested_at IS NOT NULL) "
-        "OR run.status = 'running' AND attempt.lease_expires_at <= :now) LIMIT :limit",
+        "OR run.status = 'running' AND attempt.lease_expires_at <= :now)",
         others="SKIP LOCKED",
     )
 )

@@ -67,6 +67,8 @@ class Dispatcher:
         self._outcomes: list[Outcome] = []
         self._idle = asyncio.Event()
         self._idle.set()
+        self._gate = asyncio.Lock()
+        self._is_gate_shut = False
         self._startable = asyncio.Event()
         self._finishable = asyncio.Event()
 
@@ -123,17 +125,26 @@ class Dispatcher:
         while True:
             await self._startable.wait()
             self._startable.clear()
-            while nonces := self._next_batch(pool.appetite):
-                attempts = await self._start(nonces)
-                failpoints.reach(Failpoint.START_COMMITTED)
-                self._recorder.started(attempts)
-                self._known.difference_update(nonces)
-                self._started.update((attempt.nonce, attempt) for attempt in attempts)
-                self._idle.clear()
-                pool.submit([_task(attempt, self._callback_token(attempt)) for attempt in attempts])
+            async with self._gate:
+                while nonces := self._next_batch(pool.appetite):
+                    await self._let_through(nonces, pool)
+
+    async def shut_gate(self) -> None:
+        """Let no more runs through; returns when those on their way have got to their workers."""
+        self._is_gate_shut = True
+        await self._gate.acquire()
+
+    async def _let_through(self, nonces: dict[UUID, UUID], pool: WorkerPool) -> None:
+        attempts = await self._start(nonces)
+        failpoints.reach(Failpoint.START_COMMITTED)
+        self._recorder.started(attempts)
+        self._known.difference_update(nonces)
+        self._started.update((attempt.nonce, attempt) for attempt in attempts)
+        self._idle.clear()
+        pool.submit([_task(attempt, self._callback_token(attempt)) for attempt in attempts])
 
     def _next_batch(self, appetite: int) -> dict[UUID, UUID]:
-        size = min(appetite, len(self._queue), _START_BATCH)
+        size = 0 if self._is_gate_shut else min(appetite, len(self._queue), _START_BATCH)
         return {self._queue.popleft(): uuid4() for _ in range(size)}
 
     async def _start(self, nonces: dict[UUID, UUID]) -> list[StartedAttempt]:
@@ -244,8 +255,8 @@ class Dispatcher:
         return decided | await self._carry_out(connection, still_open, changed, now)
 
     def _known_run(self, attempt: FinishedAttempt) -> ActiveRun:
-        is_cancelled = attempt.ended.end is AttemptEnd.CANCELLED
-        return replace(self._started[attempt.nonce].run, is_cancel_requested=is_cancelled)
+        run = self._started[attempt.nonce].run
+        return replace(run, is_cancel_requested=True) if attempt.ended.end is AttemptEnd.CANCELLED else run
 
     async def _carry_out(
         self,

@@ -8,7 +8,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC
 from functools import partial
@@ -52,6 +52,8 @@ _STAND_PAUSE = 1.0
 _STANDBY_PAUSE = 0.25
 _EXPIRED_KEYS_BATCH = 1000
 _RECORD_TIMEOUT = 10.0
+# With PostgreSQL away, nobody knows what has passed the gate; the next leader ends it.
+_GATE_TIMEOUT = 5.0
 # Seconds between two looks at what there is to do, for the metrics.
 _OBSERVE_PAUSE = 1.0
 
@@ -217,8 +219,15 @@ class Term:
             async with _going(*self._loops(parts)):
                 leading.set()
                 await stopping.wait()
+                await self._shut_gate(parts)
             parts.scheduler.shutdown(wait=False)
             await self._drain(parts)
+
+    async def _shut_gate(self, parts: _Parts) -> None:
+        """Begin nothing more; what passes the gate meanwhile is handed back or ended with the rest."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_GATE_TIMEOUT):
+                await parts.dispatcher.shut_gate()
 
     async def _release(self) -> None:
         """Let a successor in at once; by now nothing of this term runs any more."""

@@ -159,7 +159,6 @@ async def test_a_runner_that_is_told_to_stop_while_postgresql_is_away_ends_and_l
     assert database.execute(RUNS) == [("lost", 1)]
 
 
-@pytest.mark.xfail(reason="what passes the gate while its runner is told to stop is known to nobody", strict=True)
 async def test_a_stop_while_the_start_gates_commit_is_under_way_costs_no_attempt(
     *, database: Any, add_work: Any, relay: Any, relayed: SecretStr, start_runner: Any, assert_nothing_is_lost: Any
 ) -> None:

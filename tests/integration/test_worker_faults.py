@@ -186,8 +186,8 @@ async def test_sigterm_drains_a_runner_and_a_successor_takes_over_within_a_secon
     first.log.wait_for("runs were queued again")
     os.close(writing)
     # From now on nothing blocks.
-    Path(pipe).unlink()
-    Path(pipe).touch()
+    await asyncio.to_thread(Path(pipe).unlink)
+    await asyncio.to_thread(Path(pipe).touch)
     await asyncio.to_thread(second.log.wait_for, "run completed", times=3)
     await asyncio.to_thread(second.stop)
     ended = rows(
