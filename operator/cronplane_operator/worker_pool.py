@@ -220,8 +220,6 @@ class WorkerPool:
         self._is_draining = True
         for worker in self._workers.values():
             self._take_back(worker)
-        unstarted = [waiting.task for waiting in self._queue]
-        self._queue.clear()
         try:
             async with asyncio.timeout(grace):
                 await self._wait_until_idle()
@@ -230,6 +228,8 @@ class WorkerPool:
                 if worker.assigned:
                     self._kill(worker, _lost_at_shutdown)
             await self._wait_until_idle()
+        unstarted = [waiting.task for waiting in self._queue]
+        self._queue.clear()
         return unstarted
 
     async def stop(self) -> None:
@@ -434,11 +434,13 @@ class WorkerPool:
         if not (worker.assigned or worker.has_served or worker.is_leaving):
             # What it died of would kill the next one, too.
             self._no_fork_before = self._now() + _FORK_PAUSE
-        # More than one is left if an entry read its worker's tasks, or answered for others.
-        while worker.assigned:
+        if worker.assigned:
             task = worker.assigned.popleft()
             judge = worker.verdict[1] if worker.verdict and worker.verdict[0] == task.attempt_id else cause
             self._report([replace(judge(task), output=worker.output.read())])
+        # An entry has read what was meant for its worker, which begins a task only when the one before is answered.
+        for stolen in reversed(worker.assigned):
+            self._queue.appendleft(_Waiting(worker.current_since, stolen, encode_task(stolen)))
         self._forget(worker)
         if not self._is_draining:
             self._refill()

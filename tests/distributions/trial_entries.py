@@ -162,6 +162,7 @@ def _say_to_the_runner(payload: Task, **_: object) -> None:
 
 
 def _steal_tasks_and_die(payload: Task, **_: object) -> None:
+    """Read what waits for the worker; wait at `path`, if given, until the test lets go."""
     for channel in _sockets(socket.SOCK_SEQPACKET):
         channel.settimeout(0)
         try:
@@ -169,6 +170,8 @@ def _steal_tasks_and_die(payload: Task, **_: object) -> None:
                 pass
         except BlockingIOError:
             continue
+    if payload.path:
+        Path(payload.path).read_bytes()
     os._exit(5)
 
 

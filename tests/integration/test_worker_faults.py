@@ -38,7 +38,6 @@ class Culprit:
     status: str
     reason: str
     says: str
-    text: str = ""
 
 
 TIMED_OUT = ("timed_out", "AttemptTimeout", "make it end sooner, or give the cron a longer timeout")
@@ -104,12 +103,12 @@ async def test_whatever_entries_do_each_loses_its_own_worker_and_says_so_and_no_
     database: Any, add_cron: Any, start_runner: Any, engine: AsyncEngine, pipe: str
 ) -> None:
     database.set_clock(NOON, speed=SPEED)
-    payload = {"path": pipe, "text": FOREIGN_ANSWER.hex()}
+    payload = {"text": FOREIGN_ANSWER.hex()}
     culprits = {
         name: await add_cron(
             name,
             entrypoint=culprit.entrypoint,
-            payload={} if culprit.entrypoint == "leave_a_process" else payload,
+            payload=payload | ({"path": pipe} if culprit.entrypoint == "block" else {}),
             timeout=TIMEOUT,
         )
         for name, culprit in CULPRITS.items()

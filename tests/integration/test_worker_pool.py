@@ -575,11 +575,24 @@ async def test_a_worker_that_says_what_it_must_not_ends_its_own_task_only(start_
     assert {outcome.status for outcome in others} == {"completed"}
 
 
-async def test_tasks_that_an_entry_steals_from_its_worker_are_not_lost_sight_of(start_pool: StartPool) -> None:
+async def test_tasks_that_an_entry_steals_from_its_worker_run_elsewhere(start_pool: StartPool) -> None:
     harness = await start_pool()
-    outcomes = await harness.run(task("steal_tasks_and_die"), *(task() for _ in range(3)))
-    assert outcomes[0].reason == "WorkerExited"
-    assert {outcome.reason for outcome in outcomes} <= {"WorkerExited", "Completed"}
+    thief, *others = await harness.run(task("steal_tasks_and_die"), *(task() for _ in range(3)))
+    assert thief.reason == "WorkerExited"
+    assert {outcome.reason for outcome in others} == {"Completed"}
+
+
+async def test_tasks_that_an_entry_steals_while_its_worker_drains_are_given_back(
+    start_pool: StartPool, pipe: Callable[[], str]
+) -> None:
+    harness = await start_pool()
+    thief, *behind = tasks = [task("steal_tasks_and_die", path=(path := pipe())), task(), task()]
+    harness.pool.submit(tasks)
+    let_go = await entered(path)
+    draining = asyncio.create_task(harness.pool.drain(grace=HANG_GUARD))
+    let_go()
+    assert await draining == behind
+    assert [outcome.attempt_id for outcome in harness.outcomes] == [thief.attempt_id]
 
 
 async def test_a_worker_that_takes_no_more_tasks_is_replaced(start_pool: StartPool) -> None:
@@ -671,8 +684,11 @@ async def test_when_the_zygote_dies_what_ran_is_lost_and_work_goes_on(
     harness = await start_pool()
     harness.pool.submit([running := task("block", path=(path := pipe())), waiting := task()])
     let_go = await entered(path)
+    [worker] = harness.pool._workers.values()
+    assert worker.pid is not None
     assert harness.pool._zygote is not None
     harness.pool._zygote.kill()
+    await ended(worker.pid)
     await harness.until(lambda: harness.is_over(running) and harness.is_over(waiting))
     let_go()
     assert (harness.of(running).status, harness.of(running).reason) == ("lost", "WorkersLost")
