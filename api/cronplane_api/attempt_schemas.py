@@ -95,8 +95,8 @@ class CallbackFinish(Strict):
         return encode_result(self.result) if self.outcome == "completed" else None
 
     def error_json(self) -> str | None:
-        """Give the error, as JSON."""
-        return None if self.error is None else self.error.model_dump_json()
+        """Give the error of what failed, as JSON."""
+        return self.error.model_dump_json() if self.error is not None and self.outcome == "error" else None
 
 
 class AttemptFinish(CallbackFinish):

@@ -24,14 +24,14 @@ from cronplane_api.attempt_schemas import (
     CallbackRead,
     FinishRecorded,
 )
-from cronplane_api.errors import ATTEMPT_OVER, UNAUTHENTICATED, ProblemError
+from cronplane_api.errors import ATTEMPT_OVER, INVALID, NOT_HANDED_ON, NOT_READY, UNAUTHENTICATED, ProblemError
 from cronplane_api.guarded_route import GuardedRoute
 from cronplane_api.principals import Access, bearer_key, requires
 from cronplane_api.problem_details import documented
 from cronplane_api.state import state_of
 from cronplane_core import lease, run_transitions
 from cronplane_core.change_notifier import Channel
-from cronplane_core.run_states import after_attempt
+from cronplane_core.run_states import ATTEMPT_TIMEOUT, after_attempt
 from cronplane_core.run_transitions import FinishedAttempt, OpenRun, StartedAttempt, Transition
 from cronplane_core.signed_tokens import Purpose, TokenClaims, TokenInvalidError, TokenSigner, token_hash
 from cronplane_core.tables import Execution, RunStatus
@@ -138,7 +138,7 @@ async def beat_attempt(request: Request, run_id: UUID, number: Number, body: Att
 
     async def beat(connection: AsyncConnection) -> Answer:
         now, attempt = await _prove(request, connection, run_id, number)
-        found = await _open(connection, attempt, nonce=body.nonce)
+        found = await _running(connection, attempt, nonce=body.nonce)
         await run_transitions.renew_attempt(connection, nonce=body.nonce, run_id=run_id, until=now + ATTEMPT_LEASE)
         goes_on = AttemptGoesOn(
             is_cancel_requested=found.run.is_cancel_requested,
@@ -163,17 +163,10 @@ async def finish_attempt(request: Request, run_id: UUID, number: Number, body: A
 
     async def finish(connection: AsyncConnection) -> Answer:
         now, attempt = await _prove(request, connection, run_id, number)
-        found = await _open(connection, attempt, nonce=body.nonce)
-        if found.run.status is not RunStatus.RUNNING:
-            raise await _over(connection, attempt)
-        finished = FinishedAttempt(
-            nonce=body.nonce,
-            ended=body.ended(),
-            result_json=body.result_json(),
-            error_json=body.error_json(),
-            output=body.output,
-        )
-        return await _move(connection, found, finished, now=now)
+        found = await _running(connection, attempt, nonce=body.nonce)
+        if body.outcome == "accepted" and not found.has_callback:
+            raise ProblemError(INVALID, "Nobody could tell the end of the run: its entry has no completes_by_callback")
+        return await _move(connection, found, _finished(body, found, now=now), now=now)
 
     return await carry_out(request, finish, notify=Channel.RUNS)
 
@@ -190,7 +183,9 @@ async def finish_run(request: Request, run_id: UUID, body: CallbackFinish) -> Re
         if claims.run_id != run_id:
             raise _not_proven()
         attempt = ProvenAttempt(organization_id=claims.organization_id, run_id=claims.run_id, number=claims.attempt)
-        found = await _open(connection, attempt, nonce=None)
+        found = await _open(connection, attempt)
+        if found.run.status is not RunStatus.WAITING:
+            raise ProblemError(NOT_HANDED_ON, "The executor has not handed its work on yet; tell the end again shortly")
         if found.nonce is None or not await run_transitions.use_callback(
             connection, nonce=found.nonce, run_id=run_id, token_hash=token_hash(token)
         ):
@@ -238,16 +233,42 @@ def _not_proven() -> ProblemError:
     return ProblemError(UNAUTHENTICATED, "The token is not good for this, or not any more")
 
 
-async def _open(connection: AsyncConnection, attempt: ProvenAttempt, *, nonce: UUID | None) -> OpenRun:
+async def _running(connection: AsyncConnection, attempt: ProvenAttempt, *, nonce: UUID) -> OpenRun:
+    """Lock the run of an attempt that the process with this nonce has under way.
+
+    Raises:
+        ProblemError: 409, the attempt is over, handed on, or another process's.
+
+    """
+    found = await _open(connection, attempt)
+    if found.nonce != nonce or found.run.status is not RunStatus.RUNNING:
+        raise await _over(connection, attempt)
+    return found
+
+
+def _finished(body: AttemptFinish, found: OpenRun, *, now: datetime) -> FinishedAttempt:
+    """Give the end that a process tells; what it tells after its deadline comes too late to count."""
+    if found.attempt_deadline is not None and now > found.attempt_deadline:
+        return FinishedAttempt(nonce=body.nonce, ended=ATTEMPT_TIMEOUT, output=body.output)
+    return FinishedAttempt(
+        nonce=body.nonce,
+        ended=body.ended(),
+        result_json=body.result_json(),
+        error_json=body.error_json(),
+        output=body.output,
+    )
+
+
+async def _open(connection: AsyncConnection, attempt: ProvenAttempt) -> OpenRun:
     """Lock the run of an attempt that is not over.
 
     Raises:
-        ProblemError: 409, the attempt is over, or it is another process's.
+        ProblemError: 409, the attempt is over.
 
     """
     for found in await run_transitions.lock_open_runs(connection, run_ids=[attempt.run_id]):
         is_this = found.run.attempt == attempt.number and found.organization_id == attempt.organization_id
-        if is_this and found.nonce is not None and nonce in {None, found.nonce}:
+        if is_this and found.nonce is not None:
             return found
     raise await _over(connection, attempt)
 
@@ -268,9 +289,12 @@ async def _move(connection: AsyncConnection, found: OpenRun, finished: FinishedA
 
 
 async def _callback(request: Request, connection: AsyncConnection, attempt: StartedAttempt) -> CallbackRead | None:
-    spec = state_of(request).registrar.registry[CronEntrypoint(attempt.entrypoint)]
+    registry = state_of(request).registrar.registry
+    if attempt.entrypoint not in registry:
+        raise ProblemError(NOT_READY, "This replica of the API does not know the run's entry; another one may")
+    spec = registry[CronEntrypoint(attempt.entrypoint)]
     if not spec.completes_by_callback or attempt.run.deadline is None:
         return None
     token = _signer(request).sign(attempt.callback_claims())
-    await run_transitions.keep_callbacks(connection, hashes={attempt.nonce: token_hash(token)})
+    await run_transitions.keep_callbacks(connection, hashes={(attempt.run.id, attempt.run.attempt): token_hash(token)})
     return CallbackRead(path=f"/runs/{attempt.run.id}/finish", token=token, deadline=attempt.run.deadline)

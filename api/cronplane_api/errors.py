@@ -54,6 +54,9 @@ IDEMPOTENCY_KEY_REUSED = Problem(
     status=409, slug="idempotency-key-reused", title="The Idempotency-Key belongs to another request"
 )
 ATTEMPT_OVER = Problem(status=409, slug="attempt-over", title="The attempt is over, or it is another's")
+NOT_HANDED_ON = Problem(
+    status=409, slug="not-handed-on", title="The run does not wait to be told of its end", headers={"Retry-After": "1"}
+)
 PRECONDITION_FAILED = Problem(status=412, slug="precondition-failed", title="It has been changed meanwhile")
 TOO_SLOW = Problem(status=408, slug="body-too-slow", title="The body took too long", headers={"Connection": "close"})
 TOO_LARGE = Problem(status=413, slug="body-too-large", title="The body is too large")

@@ -81,6 +81,13 @@ class Decision:
     not_before: datetime | None = None
 
 
+ATTEMPT_TIMEOUT = EndedAttempt(
+    end=AttemptEnd.TIMED_OUT,
+    reason="AttemptTimeout",
+    message="The attempt was not over by its deadline; make the entry end sooner, or give the cron a longer timeout.",
+)
+
+
 def after_attempt(run: ActiveRun, attempt: EndedAttempt, *, now: datetime) -> Decision:
     """Say what becomes of a run whose attempt has ended."""
     if attempt.end is AttemptEnd.COMPLETED:

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CursorResult, DateTime, Interval, Text, bindparam, text
+from sqlalchemy import BigInteger, CursorResult, DateTime, Interval, Text, TextClause, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cronplane_core import array_literals as arrays
@@ -109,7 +109,8 @@ class FinishedAttempt:
 class OpenRun:
     """A run that is not over, read under its lock, with what its records need. `nonce` is its open attempt's, or None.
 
-    Instants are aware and in UTC. `lease_expires_at` and `attempt_deadline` are the open attempt's.
+    Instants are aware and in UTC. `lease_expires_at` and `attempt_deadline` are the open attempt's; `has_callback` says
+    whether somebody else may tell its end.
     """
 
     run: ActiveRun
@@ -117,12 +118,19 @@ class OpenRun:
     execution: Execution | None
     lease_expires_at: datetime | None
     attempt_deadline: datetime | None
+    has_callback: bool
     organization_id: UUID
     cron_id: UUID
     cron_name: str
     entrypoint: str
     scheduled_for: datetime
     started_at: datetime | None
+
+    def is_overdue(self, now: datetime) -> bool:
+        """Tell whether nobody brings the run on any more, or nobody wants it."""
+        if self.run.status is RunStatus.RUNNING:
+            return self.lease_expires_at is not None and self.lease_expires_at <= now
+        return self.run.is_cancel_requested or (self.run.deadline is not None and self.run.deadline <= now)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,12 +162,17 @@ _LOCK_CRONS = text(
     """
     SELECT c.id, c.organization_id, c.generation, c.enabled AND c.deleted_at IS NULL AS enabled,
            o.entrypoints IS NULL OR CAST(c.entrypoint AS text) = ANY(o.entrypoints) AS is_granted,
-           c.overlap, c.catchup_window, c.run_timeout,
-           (SELECT r.id FROM scheduler.cron_runs r
-            WHERE r.cron_id = c.id AND r.finished_at IS NULL LIMIT 1) AS active_run_id
+           c.overlap, c.catchup_window, c.run_timeout
     FROM scheduler.cron_jobs c JOIN scheduler.organizations o ON o.id = c.organization_id
     WHERE c.id = ANY(CAST(:ids AS uuid[]))
     FOR SHARE OF c SKIP LOCKED
+    """
+)
+# Apart, and after the locks: a statement does not see the run of whoever held a cron when it began.
+_ACTIVE = text(
+    """
+    SELECT DISTINCT ON (cron_id) cron_id, id FROM scheduler.cron_runs
+    WHERE cron_id = ANY(CAST(:ids AS uuid[])) AND finished_at IS NULL
     """
 )
 _CLAIM = text(
@@ -202,7 +215,11 @@ _START = text(
             deadline = coalesce(run.deadline, :now + cron.timeout * cron.max_attempts
                                               + cron.backoff_maximum * (cron.max_attempts - 1))
         FROM asked JOIN scheduler.cron_runs found ON found.id = asked.run_id
-             CROSS JOIN LATERAL (SELECT * FROM scheduler.cron_jobs WHERE id = found.cron_id OFFSET 0) cron,
+             CROSS JOIN LATERAL (
+                 SELECT name, organization_id, generation, entrypoint, execution_payload, deleted_at, timeout,
+                        max_attempts, backoff_initial, backoff_maximum
+                 FROM scheduler.cron_jobs WHERE id = found.cron_id OFFSET 0
+             ) cron,
              scheduler.organizations organization
         WHERE run.id = asked.run_id AND run.status = 'queued' AND cron.deleted_at IS NULL
           AND (CAST(:entrypoints AS text[]) IS NULL
@@ -222,7 +239,8 @@ _START = text(
         INSERT INTO scheduler.cron_attempts (run_id, number, nonce, epoch, location, execution, lease_expires_at,
                                              started_at, deadline)
         SELECT run_id, number, nonce, coalesce(:epoch, 0), :location, :execution,
-               CASE :execution WHEN 'in_process' THEN deadline ELSE started_at END + :lease, started_at, deadline
+               CASE :execution WHEN 'in_process' THEN deadline + :lease ELSE least(started_at + :lease, deadline) END,
+               started_at, deadline
         FROM started
     )
     SELECT * FROM started
@@ -233,25 +251,28 @@ _START = text(
     bindparam("execution", type_=Text()),
     bindparam("now", type_=DateTime(timezone=True)),
 )
+# Who asks again has not begun, so it is told what the cron says now, and the run remembers that.
 _STARTED = text(
     """
-    SELECT run.id AS run_id, attempt.number, attempt.nonce, run.organization_id, run.cron_id, cron.name AS cron_name,
-           CAST(cron.entrypoint AS text) AS entrypoint,
-           CAST(coalesce(run.execution_payload, cron.execution_payload) AS text) AS payload_json,
-           run.scheduled_for, run.trigger_kind, attempt.started_at, attempt.deadline, run.deadline AS run_deadline,
-           cron.max_attempts, cron.backoff_initial, cron.backoff_maximum
+    UPDATE scheduler.cron_runs run SET generation = cron.generation
     FROM unnest(CAST(:run_ids AS uuid[]), CAST(:nonces AS uuid[])) AS asked (run_id, nonce)
-    JOIN scheduler.cron_attempts attempt ON attempt.run_id = asked.run_id AND attempt.nonce = asked.nonce
-    JOIN scheduler.cron_runs run ON run.id = attempt.run_id AND run.status = 'running'
-    JOIN scheduler.cron_jobs cron ON cron.id = run.cron_id
-    WHERE attempt.outcome IS NULL
+    JOIN scheduler.cron_attempts attempt ON attempt.run_id = asked.run_id AND attempt.nonce = asked.nonce,
+    scheduler.cron_jobs cron
+    WHERE run.id = asked.run_id AND run.status = 'running' AND run.attempts = attempt.number
+      AND attempt.outcome IS NULL AND cron.id = run.cron_id
+    RETURNING run.id AS run_id, attempt.number, attempt.nonce, run.organization_id, run.cron_id, cron.name AS cron_name,
+              CAST(cron.entrypoint AS text) AS entrypoint,
+              CAST(coalesce(run.execution_payload, cron.execution_payload) AS text) AS payload_json,
+              run.scheduled_for, run.trigger_kind, attempt.started_at, attempt.deadline, run.deadline AS run_deadline,
+              cron.max_attempts, cron.backoff_initial, cron.backoff_maximum
     """
 )
 _KEEP_CALLBACKS = text(
     """
     UPDATE scheduler.cron_attempts attempt SET callback_hash = kept.hash
-    FROM unnest(CAST(:nonces AS uuid[]), CAST(:hashes AS bytea[])) AS kept (nonce, hash)
-    WHERE attempt.nonce = kept.nonce AND attempt.outcome IS NULL
+    FROM unnest(CAST(:run_ids AS uuid[]), CAST(:numbers AS integer[]), CAST(:hashes AS bytea[]))
+         AS kept (run_id, number, hash)
+    WHERE attempt.run_id = kept.run_id AND attempt.number = kept.number AND attempt.outcome IS NULL
     """
 )
 _USE_CALLBACK = text(
@@ -276,15 +297,16 @@ _EXPLAIN = text(
 _HAND_BACK = text(
     """
     WITH attempt AS (
-        DELETE FROM scheduler.cron_attempts WHERE nonce = ANY(:nonces) AND outcome IS NULL RETURNING run_id, number
+        DELETE FROM scheduler.cron_attempts attempt
+        USING unnest(CAST(:run_ids AS uuid[]), CAST(:nonces AS uuid[])) AS unstarted (run_id, nonce)
+        WHERE attempt.run_id = unstarted.run_id AND attempt.nonce = unstarted.nonce AND attempt.outcome IS NULL
+        RETURNING attempt.run_id, attempt.number
     )
     UPDATE scheduler.cron_runs run
     SET status = 'queued', reason = 'HandedBack', message = 'The runner stopped before the run started.',
         attempts = attempt.number - 1, epoch = :epoch,
-        started_at = CASE WHEN attempt.number > 1 THEN run.started_at END,
-        deadline = CASE WHEN attempt.number > 1 OR cron.run_timeout IS NOT NULL THEN run.deadline END
-    FROM attempt, scheduler.cron_jobs cron
-    WHERE run.id = attempt.run_id AND run.status = 'running' AND cron.id = run.cron_id
+        started_at = CASE WHEN attempt.number > 1 THEN run.started_at END
+    FROM attempt WHERE run.id = attempt.run_id AND run.status = 'running'
     """
 )
 # A run that is not as it was when it was decided upon is left alone: its state, its attempt, whether it is to be ended.
@@ -321,45 +343,45 @@ _MOVE = text(
         FROM moved
         WHERE attempt.run_id = moved.run_id AND attempt.number = moved.number AND moved.nonce IS NOT NULL
     )
-    SELECT id FROM moved
+    SELECT id, number FROM moved
     """
 ).bindparams(bindparam("epoch", type_=BigInteger()), bindparam("now", type_=DateTime(timezone=True)))
-_OPEN = """
-    SELECT run.id, run.status, run.attempts, run.deadline, run.cancel_requested_at IS NOT NULL AS is_cancel_requested,
-           cron.max_attempts, cron.backoff_initial, cron.backoff_maximum, attempt.nonce, attempt.execution,
-           attempt.lease_expires_at, attempt.deadline AS attempt_deadline, run.organization_id, run.cron_id,
-           cron.name AS cron_name, CAST(cron.entrypoint AS text) AS entrypoint, run.scheduled_for, run.started_at
-    FROM scheduler.cron_runs run JOIN scheduler.cron_jobs cron ON cron.id = run.cron_id
-    LEFT JOIN scheduler.cron_attempts attempt
-         ON attempt.run_id = run.id AND attempt.number = run.attempts AND attempt.outcome IS NULL
-    WHERE run.finished_at IS NULL AND {condition}
-    FOR UPDATE OF run {others}
-    """
-_LOCK_BY_ID = text(_OPEN.format(condition="run.id = ANY(CAST(:ids AS uuid[]))", others=""))
+_LOCK = "SELECT run.id FROM scheduler.cron_runs run WHERE run.finished_at IS NULL AND {condition} FOR UPDATE {others}"
+_LOCK_BY_ID = text(_LOCK.format(condition="run.id = ANY(CAST(:ids AS uuid[]))", others=""))
 # The workers of an earlier epoch died with their runner, so whatever they had open ends here.
 _LOCK_ORPHANS = text(
-    _OPEN.format(
-        condition="run.status = 'running' AND attempt.execution = 'in_process' AND attempt.epoch < :epoch", others=""
+    _LOCK.format(
+        condition="run.status = 'running' AND EXISTS (SELECT FROM scheduler.cron_attempts attempt"
+        " WHERE attempt.run_id = run.id AND attempt.number = run.attempts AND attempt.outcome IS NULL"
+        " AND attempt.execution = 'in_process' AND attempt.epoch < :epoch)",
+        others="",
     )
 )
-# The array finds them without a look at the attempts of all that is queued; what is said after it is asked once more
-# of each run as it is when its lock is had.
 _LOCK_OVERDUE = text(
-    _OPEN.format(
-        condition="run.id = ANY(ARRAY("
-        "    SELECT id FROM scheduler.cron_runs WHERE finished_at IS NULL AND status IN ('queued', 'waiting')"
-        "        AND (deadline <= :now OR cancel_requested_at IS NOT NULL)"
-        "    UNION ALL"
-        "    SELECT running.id FROM (SELECT id, attempts FROM scheduler.cron_runs"
-        "                            WHERE finished_at IS NULL AND status = 'running' OFFSET 0) running"
-        "        CROSS JOIN LATERAL (SELECT lease_expires_at FROM scheduler.cron_attempts"
-        "                            WHERE run_id = running.id AND number = running.attempts OFFSET 0) attempt"
-        "    WHERE attempt.lease_expires_at <= :now"
-        "    LIMIT :limit)) AND (run.status IN ('queued', 'waiting')"
+    _LOCK.format(
+        condition="(run.status IN ('queued', 'waiting')"
         "     AND (run.deadline <= :now OR run.cancel_requested_at IS NOT NULL) "
-        "OR run.status = 'running' AND attempt.lease_expires_at <= :now)",
+        "OR run.status = 'running' AND EXISTS (SELECT FROM scheduler.cron_attempts attempt"
+        "     WHERE attempt.run_id = run.id AND attempt.number = run.attempts"
+        "       AND attempt.lease_expires_at <= :now)) LIMIT :limit",
         others="SKIP LOCKED",
     )
+)
+# Apart, and after the locks: under them nobody changes an attempt, and what a statement found before it had to wait for
+# a run's lock may be over by now.
+_OPEN = text(
+    """
+    SELECT run.id, run.status, run.attempts, run.deadline, run.cancel_requested_at IS NOT NULL AS is_cancel_requested,
+           cron.max_attempts, cron.backoff_initial, cron.backoff_maximum, attempt.nonce, attempt.execution,
+           attempt.lease_expires_at, attempt.deadline AS attempt_deadline,
+           attempt.callback_hash IS NOT NULL AS has_callback, run.organization_id, run.cron_id,
+           cron.name AS cron_name, CAST(cron.entrypoint AS text) AS entrypoint, run.scheduled_for, run.started_at
+    FROM scheduler.cron_runs run JOIN scheduler.cron_jobs cron ON cron.id = run.cron_id
+    LEFT JOIN LATERAL (
+        SELECT * FROM scheduler.cron_attempts WHERE run_id = run.id AND number = run.attempts OFFSET 0
+    ) attempt ON attempt.outcome IS NULL
+    WHERE run.finished_at IS NULL AND run.id = ANY(CAST(:ids AS uuid[]))
+    """
 )
 _CANCEL_REQUESTED = text(
     """
@@ -409,7 +431,9 @@ _QUEUED = text(
 
 async def lock_crons(connection: AsyncConnection, *, cron_ids: Sequence[UUID]) -> dict[UUID, LockedCron]:
     """Hold these crons still until the transaction ends; one that is being changed right now is left out."""
-    rows = await connection.execute(_LOCK_CRONS, {"ids": arrays.uuids(cron_ids)})
+    ids = {"ids": arrays.uuids(cron_ids)}
+    rows = await connection.execute(_LOCK_CRONS, ids)
+    active = {row.cron_id: row.id for row in await connection.execute(_ACTIVE, ids)}
     return {
         row.id: LockedCron(
             id=row.id,
@@ -420,7 +444,7 @@ async def lock_crons(connection: AsyncConnection, *, cron_ids: Sequence[UUID]) -
             overlap=Overlap(row.overlap),
             catchup_window=row.catchup_window,
             run_timeout=row.run_timeout,
-            active_run_id=row.active_run_id,
+            active_run_id=active.get(row.id),
         )
         for row in rows
     }
@@ -484,9 +508,13 @@ async def start(
     return _started(await connection.execute(_START, {**asked, **who, "numbers": numbers, "now": now, "lease": lease}))
 
 
-async def keep_callbacks(connection: AsyncConnection, *, hashes: Mapping[UUID, bytes]) -> None:
-    """Note the hashes of the tokens by which the ends of attempts, by their nonces, may be told by somebody else."""
-    parameters = {"nonces": list(hashes), "hashes": list(hashes.values())}
+async def keep_callbacks(connection: AsyncConnection, *, hashes: Mapping[tuple[UUID, int], bytes]) -> None:
+    """Note the hashes of the tokens by which the ends of attempts, by run and number, may be told by somebody else."""
+    parameters = {
+        "run_ids": arrays.uuids(run_id for run_id, _ in hashes),
+        "numbers": arrays.integers(number for _, number in hashes),
+        "hashes": list(hashes.values()),
+    }
     await connection.execute(_KEEP_CALLBACKS, parameters)
 
 
@@ -522,13 +550,13 @@ async def read_started(connection: AsyncConnection, *, nonces: Mapping[UUID, UUI
 
 async def move(
     connection: AsyncConnection, *, transitions: Sequence[Transition], epoch: int | None, now: datetime
-) -> set[UUID]:
-    """Carry out what was decided; gives the runs that changed.
+) -> list[Transition]:
+    """Carry out what was decided; gives the transitions that were made.
 
     A run that has changed since it was read is left alone. `epoch` is None for those that do not lead.
     """
     attempts = [transition.attempt for transition in transitions]
-    moved = await connection.scalars(
+    moved = await connection.execute(
         _MOVE,
         {
             "run_ids": arrays.uuids(transition.run.id for transition in transitions),
@@ -540,7 +568,7 @@ async def move(
             "messages": arrays.texts(transition.decision.message for transition in transitions),
             "not_before": arrays.instants(transition.decision.not_before for transition in transitions),
             "nonces": arrays.uuids(None if attempt is None else attempt.nonce for attempt in attempts),
-            "outcomes": arrays.texts(None if attempt is None else _outcome(attempt) for attempt in attempts),
+            "outcomes": arrays.texts(map(_outcome, transitions)),
             "attempt_reasons": arrays.texts(None if attempt is None else attempt.ended.reason for attempt in attempts),
             "attempt_messages": arrays.texts(
                 None if attempt is None else attempt.ended.message for attempt in attempts
@@ -552,12 +580,16 @@ async def move(
             "now": now,
         },
     )
-    return set(moved)
+    made = {(row.id, row.number) for row in moved}
+    return [transition for transition in transitions if (transition.run.id, transition.run.attempt) in made]
 
 
-def _outcome(attempt: FinishedAttempt) -> str | None:
-    """Give how an attempt ended, None for one that goes on somewhere else."""
-    return None if attempt.ended.end is AttemptEnd.ACCEPTED else attempt.ended.end.value
+def _outcome(transition: Transition) -> str | None:
+    """Give how an attempt ended; None if there was none, or if it goes on somewhere else."""
+    if transition.attempt is None or transition.decision.status is RunStatus.WAITING:
+        return None
+    end = transition.attempt.ended.end
+    return transition.decision.status.value if end is AttemptEnd.ACCEPTED else end.value
 
 
 def ended(open_run: OpenRun, decision: Decision, *, now: datetime) -> FinishedRun | None:
@@ -580,12 +612,13 @@ def ended(open_run: OpenRun, decision: Decision, *, now: datetime) -> FinishedRu
 
 async def lock_open_runs(connection: AsyncConnection, *, run_ids: Sequence[UUID]) -> list[OpenRun]:
     """Read those of these runs that are not over, and keep everybody else from changing them."""
-    return _open_runs(await connection.execute(_LOCK_BY_ID, {"ids": arrays.uuids(run_ids)}))
+    return await _locked(connection, _LOCK_BY_ID, {"ids": arrays.uuids(run_ids)})
 
 
 async def lock_orphans(connection: AsyncConnection, *, epoch: int) -> list[OpenRun]:
     """Read the runs whose attempt was under way in a worker of an earlier leader, and lock them."""
-    return _open_runs(await connection.execute(_LOCK_ORPHANS, {"epoch": epoch}))
+    found = await _locked(connection, _LOCK_ORPHANS, {"epoch": epoch})
+    return [each for each in found if each.execution is Execution.IN_PROCESS]
 
 
 async def lock_overdue(connection: AsyncConnection, *, now: datetime, limit: int) -> list[OpenRun]:
@@ -593,7 +626,13 @@ async def lock_overdue(connection: AsyncConnection, *, now: datetime, limit: int
 
     Those are the queued and waiting ones past their deadline, and the running ones whose attempt's lease has ended.
     """
-    return _open_runs(await connection.execute(_LOCK_OVERDUE, {"now": now, "limit": limit}))
+    found = await _locked(connection, _LOCK_OVERDUE, {"now": now, "limit": limit})
+    return [each for each in found if each.is_overdue(now)]
+
+
+async def _locked(connection: AsyncConnection, lock: TextClause, parameters: Mapping[str, object]) -> list[OpenRun]:
+    run_ids = list(await connection.scalars(lock, parameters))
+    return _open_runs(await connection.execute(_OPEN, {"ids": arrays.uuids(run_ids)})) if run_ids else []
 
 
 async def cancel_requested(connection: AsyncConnection, *, epoch: int) -> list[UUID]:
@@ -601,9 +640,10 @@ async def cancel_requested(connection: AsyncConnection, *, epoch: int) -> list[U
     return list(await connection.scalars(_CANCEL_REQUESTED, {"epoch": epoch}))
 
 
-async def hand_back(connection: AsyncConnection, *, nonces: Sequence[UUID], epoch: int) -> None:
-    """Queue again the runs of attempts that passed the gate and whose body was never entered."""
-    await connection.execute(_HAND_BACK, {"nonces": list(nonces), "epoch": epoch})
+async def hand_back(connection: AsyncConnection, *, nonces: Mapping[UUID, UUID], epoch: int) -> None:
+    """Queue again runs whose attempt, by its nonce, passed the gate and whose body was never entered."""
+    unstarted = {"run_ids": arrays.uuids(nonces), "nonces": arrays.uuids(nonces.values())}
+    await connection.execute(_HAND_BACK, {**unstarted, "epoch": epoch})
 
 
 async def cancel_deleted(connection: AsyncConnection, *, epoch: int, now: datetime) -> list[FinishedRun]:
@@ -668,6 +708,7 @@ def _open_runs(rows: CursorResult[Any]) -> list[OpenRun]:
             execution=None if row.execution is None else Execution(row.execution),
             lease_expires_at=row.lease_expires_at,
             attempt_deadline=row.attempt_deadline,
+            has_callback=row.has_callback,
             organization_id=row.organization_id,
             cron_id=row.cron_id,
             cron_name=row.cron_name,

@@ -135,20 +135,24 @@ class Dispatcher:
         await self._gate.acquire()
 
     async def _let_through(self, nonces: dict[UUID, UUID], pool: WorkerPool) -> None:
-        attempts = await self._start(nonces)
+        attempts, now = await self._start(nonces)
         failpoints.reach(Failpoint.START_COMMITTED)
         self._recorder.started(attempts)
         self._known.difference_update(nonces)
         self._started.update((attempt.nonce, attempt) for attempt in attempts)
         self._idle.clear()
-        pool.submit([_task(attempt, self._callback_token(attempt)) for attempt in attempts])
+        pool.submit([_task(attempt, self._callback_token(attempt), now=now) for attempt in attempts])
 
     def _next_batch(self, appetite: int) -> dict[UUID, UUID]:
         size = 0 if self._is_gate_shut else min(appetite, len(self._queue), _START_BATCH)
         return {self._queue.popleft(): uuid4() for _ in range(size)}
 
-    async def _start(self, nonces: dict[UUID, UUID]) -> list[StartedAttempt]:
-        """Pass the gate; after a lost answer, ask first which of them did: their bodies have not been entered."""
+    async def _start(self, nonces: dict[UUID, UUID]) -> tuple[list[StartedAttempt], datetime]:
+        """Pass the gate; after a lost answer, ask first which of them did: their bodies have not been entered.
+
+        Gives the time by the database, too. What is past its deadline when the answer comes at last is left to the
+        reaper.
+        """
         passed: list[StartedAttempt] = []
         is_answer_lost = False
         while True:
@@ -169,15 +173,15 @@ class Dispatcher:
                     )
                     await self._keep_callbacks(connection, started)
                     failpoints.reach(Failpoint.START_COMMIT)
-                    return passed + started
+                    return [attempt for attempt in passed if attempt.deadline > now] + started, now
             except DatabaseUnavailableError as error:
                 is_answer_lost = True
                 self._recorder.database_away(doing="starting runs", error=error)
                 await asyncio.sleep(_UNAVAILABLE_PAUSE)
 
     async def _keep_callbacks(self, connection: AsyncConnection, attempts: Sequence[StartedAttempt]) -> None:
-        tokens = {attempt.nonce: self._callback_token(attempt) for attempt in attempts}
-        hashes = {nonce: token_hash(token) for nonce, token in tokens.items() if token is not None}
+        tokens = {(attempt.run.id, attempt.run.attempt): self._callback_token(attempt) for attempt in attempts}
+        hashes = {key: token_hash(token) for key, token in tokens.items() if token is not None}
         if hashes:
             await run_transitions.keep_callbacks(connection, hashes=hashes)
 
@@ -210,14 +214,21 @@ class Dispatcher:
             self._idle.set()
 
     async def hand_back(self, tasks: Sequence[Task]) -> None:
-        """Queue again what the workers never began."""
-        nonces = [task.attempt_id for task in tasks]
-        async with transaction(self._engine) as connection:
-            await leases.check(connection, lease=self._lease)
-            await run_transitions.hand_back(connection, nonces=nonces, epoch=self._lease.epoch)
-            failpoints.reach(Failpoint.HAND_BACK_COMMIT)
+        """Queue again what the workers never began, however long PostgreSQL is away."""
+        nonces = {task.run_id: task.attempt_id for task in tasks}
+        while True:
+            try:
+                async with transaction(self._engine) as connection:
+                    await leases.check(connection, lease=self._lease)
+                    await run_transitions.hand_back(connection, nonces=nonces, epoch=self._lease.epoch)
+                    failpoints.reach(Failpoint.HAND_BACK_COMMIT)
+            except DatabaseUnavailableError as error:
+                self._recorder.database_away(doing="handing runs back", error=error)
+                await asyncio.sleep(_UNAVAILABLE_PAUSE)
+            else:
+                break
         self._recorder.handed_back(attempts=len(nonces))
-        self._settle(nonces)
+        self._settle(nonces.values())
 
     async def wait_until_idle(self) -> None:
         """Return when every attempt that was started here has been recorded."""
@@ -275,12 +286,8 @@ class Dispatcher:
             )
             for attempt in attempts
         ]
-        moved = await run_transitions.move(connection, transitions=transitions, epoch=self._lease.epoch, now=now)
-        return {
-            attempt.nonce: transition.decision
-            for attempt, transition in zip(attempts, transitions, strict=True)
-            if transition.run.id in moved
-        }
+        made = await run_transitions.move(connection, transitions=transitions, epoch=self._lease.epoch, now=now)
+        return {transition.attempt.nonce: transition.decision for transition in made if transition.attempt is not None}
 
     async def _finish_apart(self, attempts: Sequence[FinishedAttempt], error: DBAPIError) -> None:
         """Find the one outcome that PostgreSQL does not take, so that its neighbours are written all the same."""
@@ -314,7 +321,7 @@ def _nobody_to_cancel(_: Collection[UUID]) -> None:
     """Before there are workers, nothing runs in them."""
 
 
-def _task(attempt: StartedAttempt, callback_token: str | None) -> Task:
+def _task(attempt: StartedAttempt, callback_token: str | None, *, now: datetime) -> Task:
     return Task(
         attempt_id=attempt.nonce,
         entrypoint=attempt.entrypoint,
@@ -327,7 +334,7 @@ def _task(attempt: StartedAttempt, callback_token: str | None) -> Task:
         attempt=attempt.run.attempt,
         scheduled_for=attempt.scheduled_for,
         deadline=attempt.deadline,
-        timeout=(attempt.deadline - attempt.started_at).total_seconds(),
+        timeout=(attempt.deadline - now).total_seconds(),
         callback_token=callback_token,
         callback_deadline=None if callback_token is None else attempt.run.deadline,
     )

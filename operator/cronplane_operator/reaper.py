@@ -30,11 +30,6 @@ _LEASE_EXPIRED = EndedAttempt(
     reason="HeartbeatsStopped",
     message="Nothing was heard of the attempt any more; how far it got is not known.",
 )
-_ATTEMPT_TIMEOUT = EndedAttempt(
-    end=AttemptEnd.TIMED_OUT,
-    reason="AttemptTimeout",
-    message="The attempt was not over by its deadline; make the entry end sooner, or give the cron a longer timeout.",
-)
 
 
 class Reaper:
@@ -59,8 +54,8 @@ class Reaper:
             now = await leases.check(connection, lease=self._lease)
             orphans = await run_transitions.lock_orphans(connection, epoch=self._lease.epoch)
             decided = [(orphan, _after(orphan, _RUNNER_GONE, now=now)) for orphan in orphans]
-            await self._move(connection, [transition for _, transition in decided], now=now)
-        self._record(decided, now=now)
+            made = await self._move(connection, decided, now=now)
+        self._record(made, now=now)
 
     async def reap(self) -> None:
         """End what is past its deadline or its lease, until nothing of that kind is left.
@@ -79,16 +74,21 @@ class Reaper:
             # What its worker has just told is on its way into the table.
             others = [found for found in overdue if found.nonce is None or not self._holds(found.nonce)]
             decided = [(found, _overdue(found, now=now)) for found in others]
-            await self._move(connection, [transition for _, transition in decided], now=now)
-        self._record(decided, now=now)
-        return len(others)
+            made = await self._move(connection, decided, now=now)
+        self._record(made, now=now)
+        return len(made)
 
-    async def _move(self, connection: AsyncConnection, transitions: Sequence[Transition], *, now: datetime) -> None:
-        if transitions:
-            await run_transitions.move(connection, transitions=transitions, epoch=self._lease.epoch, now=now)
+    async def _move(
+        self, connection: AsyncConnection, decided: Sequence[tuple[OpenRun, Transition]], *, now: datetime
+    ) -> list[tuple[OpenRun, Transition]]:
+        transitions = [transition for _, transition in decided]
+        if not transitions:
+            return []
+        made = set(await run_transitions.move(connection, transitions=transitions, epoch=self._lease.epoch, now=now))
+        return [(open_run, transition) for open_run, transition in decided if transition in made]
 
-    def _record(self, decided: Iterable[tuple[OpenRun, Transition]], *, now: datetime) -> None:
-        for open_run, transition in decided:
+    def _record(self, made: Iterable[tuple[OpenRun, Transition]], *, now: datetime) -> None:
+        for open_run, transition in made:
             if transition.attempt is not None:
                 self._recorder.attempts_ended([transition.attempt.ended.end.value])
             finished = run_transitions.ended(open_run, transition.decision, now=now)
@@ -106,7 +106,7 @@ def _overdue(open_run: OpenRun, *, now: datetime) -> Transition:
     run = open_run.run
     if run.status is RunStatus.RUNNING:
         is_late = open_run.attempt_deadline is not None and open_run.attempt_deadline <= now
-        return _after(open_run, _ATTEMPT_TIMEOUT if is_late else _LEASE_EXPIRED, now=now)
+        return _after(open_run, run_states.ATTEMPT_TIMEOUT if is_late else _LEASE_EXPIRED, now=now)
     decision = run_states.cancelled(run) if run.is_cancel_requested else None
     decision = decision or run_states.after_deadline(run)
     end = AttemptEnd.CANCELLED if decision.status is RunStatus.CANCELLED else AttemptEnd.TIMED_OUT

@@ -390,10 +390,10 @@ class Term:
         """Let running bodies end, and give back what has not begun, before the lease goes."""
         grace = self._settings.drain_grace.total_seconds()
         unstarted = await parts.pool.drain(grace=grace)
-        if unstarted:
-            await parts.dispatcher.hand_back(unstarted)
         try:
             async with asyncio.timeout(_RECORD_TIMEOUT):
+                if unstarted:
+                    await parts.dispatcher.hand_back(unstarted)
                 await parts.dispatcher.wait_until_idle()
         except TimeoutError:
             # PostgreSQL is away, as has been told; the next leader ends what is not recorded.

@@ -204,7 +204,7 @@ class WorkerPool:
         """End these attempts, whose outcome is then that they were cancelled; one that is not here is left out."""
         for worker in list(self._workers.values()):
             if any(task.attempt_id in attempt_ids for task in worker.assigned):
-                self._take_back(worker)
+                self._find_out(worker)
                 if worker.assigned and worker.assigned[0].attempt_id in attempt_ids:
                     self._kill(worker, _cancelled)
         unwanted = [waiting.task for waiting in self._queue if waiting.task.attempt_id in attempt_ids]
@@ -497,6 +497,11 @@ class WorkerPool:
             self._kill(worker, _spoke_nonsense)
         return False
 
+    def _find_out(self, worker: _Worker) -> None:
+        """Learn what a worker is at: what it has not begun is taken back first, so that it begins nothing meanwhile."""
+        self._take_back(worker)
+        self._read(worker)
+
     def _take_back(self, worker: _Worker) -> None:
         """Read what waits in a worker's socket in its stead; what we get it has not begun, and never will."""
         messages = []
@@ -575,7 +580,10 @@ class WorkerPool:
 
     def _look_after(self, worker: _Worker, seconds: float) -> None:
         if seconds > self._real_seconds(worker.assigned[0].timeout):
-            self._kill(worker, _timed_out)
+            late = worker.assigned[0].attempt_id
+            self._find_out(worker)
+            if worker.assigned and worker.assigned[0].attempt_id == late:
+                self._kill(worker, _timed_out)
         elif seconds > _ABSENT:
             self._take_back(worker)
             if not worker.assigned:
