@@ -31,7 +31,7 @@ from cronplane_core.database import connection_string, create_engine, parse_url,
 from cronplane_core.embedded_postgresql import EmbeddedPostgresql
 from cronplane_core.lease import LeaseState
 from cronplane_core.organization_repository import Organization, create_organization
-from cronplane_core.run_states import ActiveRun, Decision
+from cronplane_core.run_states import Decision, RunState
 from cronplane_core.run_transitions import FinishedRun, NewRun, StartedAttempt
 from cronplane_core.settings import RunnerSettings
 from cronplane_entries.registry import CronRegistry
@@ -255,12 +255,12 @@ class Journal(RunRecorder):
         self.started_runs.extend(attempt.run.id for attempt in attempts)
         self._changed.set()
 
-    def retry_scheduled(self, *, run: ActiveRun, decision: Decision) -> None:
+    def retry_scheduled(self, *, run: RunState, decision: Decision) -> None:
         super().retry_scheduled(run=run, decision=decision)
         self.retries.append(run.id)
         self._changed.set()
 
-    def handed_on(self, *, run: ActiveRun) -> None:
+    def handed_on(self, *, run: RunState) -> None:
         super().handed_on(run=run)
         self.waiting_runs.append(run.id)
         self._changed.set()

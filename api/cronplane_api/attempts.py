@@ -293,8 +293,8 @@ async def _callback(request: Request, connection: AsyncConnection, attempt: Star
     if attempt.entrypoint not in registry:
         raise ProblemError(NOT_READY, "This replica of the API does not know the run's entry; another one may")
     spec = registry[CronEntrypoint(attempt.entrypoint)]
-    if not spec.completes_by_callback or attempt.run.deadline is None:
+    if not spec.completes_by_callback:
         return None
     token = _signer(request).sign(attempt.callback_claims())
     await run_transitions.keep_callbacks(connection, hashes={(attempt.run.id, attempt.run.attempt): token_hash(token)})
-    return CallbackRead(path=f"/runs/{attempt.run.id}/finish", token=token, deadline=attempt.run.deadline)
+    return CallbackRead(path=f"/runs/{attempt.run.id}/finish", token=token, deadline=attempt.run_deadline)

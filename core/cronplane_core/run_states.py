@@ -43,21 +43,27 @@ class AttemptEnd(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ActiveRun:
-    """A run that is not over, as far as decisions about it need. Instants are aware and in UTC.
-
-    `attempt` is the number of the last attempt, 0 before the first. No attempt is begun at or after `deadline`, and
-    none goes on beyond it; None is a run that has none yet, since it was never started.
-    """
+class RunState:
+    """Where a run that is not over stands. `attempt` is the number of the last attempt, 0 before the first."""
 
     id: UUID
     status: RunStatus
     attempt: int
+    is_cancel_requested: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActiveRun(RunState):
+    """The same with its policies, as far as decisions need them. Instants are aware and in UTC.
+
+    No attempt is begun at or after `deadline`, and none goes on beyond it; None is a run that has none yet, since it
+    was never started.
+    """
+
     max_attempts: int
     backoff_initial: timedelta
     backoff_maximum: timedelta
     deadline: datetime | None
-    is_cancel_requested: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,15 +97,20 @@ ATTEMPT_TIMEOUT = EndedAttempt(
 def after_attempt(run: ActiveRun, attempt: EndedAttempt, *, now: datetime) -> Decision:
     """Say what becomes of a run whose attempt has ended."""
     if attempt.end is AttemptEnd.COMPLETED:
-        return _as_told(attempt)
+        return after_completion(attempt)
     if run.is_cancel_requested:
-        return Decision(status=RunStatus.CANCELLED, reason=_CANCELLED.reason, message=_CANCELLED.message)
+        return _CANCELLED
     if attempt.end is AttemptEnd.ACCEPTED:
-        return _as_told(attempt)
+        return Decision(status=RunStatus.WAITING, reason=attempt.reason, message=attempt.message)
     obstacle = _obstacle_to_retry(run, attempt, now=now)
     if obstacle is None:
         return _retry(run, attempt, now=now)
     return Decision(status=RunStatus(attempt.end), reason=attempt.reason, message=f"{attempt.message}{obstacle}")
+
+
+def after_completion(attempt: EndedAttempt) -> Decision:
+    """Say what becomes of any run whose attempt is complete."""
+    return Decision(status=RunStatus.COMPLETED, reason=attempt.reason, message=attempt.message)
 
 
 def after_deadline(run: ActiveRun) -> Decision:
@@ -129,11 +140,6 @@ def retry_delay(run: ActiveRun, attempt: EndedAttempt) -> timedelta:
 
 _MOST_DOUBLINGS = 20
 _CANCELLED = Decision(status=RunStatus.CANCELLED, reason="CancelRequested", message="Somebody cancelled the run.")
-
-
-def _as_told(attempt: EndedAttempt) -> Decision:
-    status = RunStatus.WAITING if attempt.end is AttemptEnd.ACCEPTED else RunStatus(attempt.end)
-    return Decision(status=status, reason=attempt.reason, message=attempt.message)
 
 
 def _obstacle_to_retry(run: ActiveRun, attempt: EndedAttempt, *, now: datetime) -> str | None:

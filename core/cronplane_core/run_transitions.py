@@ -14,7 +14,7 @@ from sqlalchemy import BigInteger, CursorResult, DateTime, Interval, Text, TextC
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cronplane_core import array_literals as arrays
-from cronplane_core.run_states import ActiveRun, AttemptEnd, Decision, EndedAttempt
+from cronplane_core.run_states import ActiveRun, AttemptEnd, Decision, EndedAttempt, RunState
 from cronplane_core.signed_tokens import Purpose, TokenClaims
 from cronplane_core.tables import ACTIVE_STATUSES, Execution, Overlap, RunStatus, TriggerKind
 
@@ -68,10 +68,10 @@ class Advance:
 class StartedAttempt:
     """An attempt that passed the start gate, with all that its executor is told. Instants are aware and in UTC.
 
-    `run` is its run as it is from now on; the attempt has to end by `deadline`.
+    `run` is its run as it is from now on; the attempt has to end by `deadline`, and the run by `run_deadline`.
     """
 
-    run: ActiveRun
+    run: RunState
     nonce: UUID
     organization_id: UUID
     cron_id: UUID
@@ -82,6 +82,7 @@ class StartedAttempt:
     trigger_kind: TriggerKind
     started_at: datetime
     deadline: datetime
+    run_deadline: datetime
 
     def callback_claims(self) -> TokenClaims:
         """Give what the token says by which somebody else may tell the attempt's end; the same each time."""
@@ -90,7 +91,7 @@ class StartedAttempt:
             organization_id=self.organization_id,
             run_id=self.run.id,
             attempt=self.run.attempt,
-            expires_at=self.deadline if self.run.deadline is None else self.run.deadline,
+            expires_at=self.run_deadline,
         )
 
 
@@ -137,7 +138,7 @@ class OpenRun:
 class Transition:
     """What was decided of a run in the state `run`, and of its open attempt if that ends, too (`attempt`)."""
 
-    run: ActiveRun
+    run: RunState
     decision: Decision
     attempt: FinishedAttempt | None = None
 
@@ -171,8 +172,10 @@ _LOCK_CRONS = text(
 # Apart, and after the locks: a statement does not see the run of whoever held a cron when it began.
 _ACTIVE = text(
     """
-    SELECT DISTINCT ON (cron_id) cron_id, id FROM scheduler.cron_runs
-    WHERE cron_id = ANY(CAST(:ids AS uuid[])) AND finished_at IS NULL
+    SELECT claimed.cron_id, active.id FROM unnest(CAST(:ids AS uuid[])) AS claimed (cron_id)
+    CROSS JOIN LATERAL (
+        SELECT id FROM scheduler.cron_runs WHERE cron_id = claimed.cron_id AND finished_at IS NULL LIMIT 1
+    ) active
     """
 )
 _CLAIM = text(
@@ -200,7 +203,8 @@ _CLAIM = text(
     RETURNING id
     """
 )
-# OFFSET 0 here and below: row by row over the primary key, whatever the planner makes of the other conditions.
+# In a CASE, into which the planner does not look: it would take the conditions for rarer than they are, and go through
+# all that is queued to find the few that are asked for.
 # Without a timeout of its own a run has time for all of its attempts, counted from the start of the first.
 _START = text(
     """
@@ -214,27 +218,22 @@ _START = text(
             epoch = coalesce(:epoch, run.epoch),
             deadline = coalesce(run.deadline, :now + cron.timeout * cron.max_attempts
                                               + cron.backoff_maximum * (cron.max_attempts - 1))
-        FROM asked JOIN scheduler.cron_runs found ON found.id = asked.run_id
-             CROSS JOIN LATERAL (
-                 SELECT name, organization_id, generation, entrypoint, execution_payload, deleted_at, timeout,
-                        max_attempts, backoff_initial, backoff_maximum
-                 FROM scheduler.cron_jobs WHERE id = found.cron_id OFFSET 0
-             ) cron,
-             scheduler.organizations organization
-        WHERE run.id = asked.run_id AND run.status = 'queued' AND cron.deleted_at IS NULL
-          AND (CAST(:entrypoints AS text[]) IS NULL
-               OR CAST(cron.entrypoint AS text) = ANY(CAST(:entrypoints AS text[])))
-          AND (asked.number IS NULL OR run.attempts + 1 = asked.number)
-          AND run.cancel_requested_at IS NULL
-          AND (run.not_before IS NULL OR run.not_before <= :now) AND (run.deadline IS NULL OR run.deadline > :now)
-          AND organization.id = cron.organization_id
-          AND (organization.entrypoints IS NULL OR CAST(cron.entrypoint AS text) = ANY(organization.entrypoints))
+        FROM asked, scheduler.cron_jobs cron, scheduler.organizations organization
+        WHERE run.id = asked.run_id AND cron.id = run.cron_id AND organization.id = cron.organization_id
+          AND CASE WHEN run.status = 'queued' AND cron.deleted_at IS NULL AND run.cancel_requested_at IS NULL
+                    AND (CAST(:entrypoints AS text[]) IS NULL
+                         OR CAST(cron.entrypoint AS text) = ANY(CAST(:entrypoints AS text[])))
+                    AND (asked.number IS NULL OR run.attempts + 1 = asked.number)
+                    AND (run.not_before IS NULL OR run.not_before <= :now)
+                    AND (run.deadline IS NULL OR run.deadline > :now)
+                    AND (organization.entrypoints IS NULL
+                         OR CAST(cron.entrypoint AS text) = ANY(organization.entrypoints))
+               THEN true ELSE false END
         RETURNING run.id AS run_id, run.attempts AS number, asked.nonce, run.organization_id, run.cron_id,
                   cron.name AS cron_name, CAST(cron.entrypoint AS text) AS entrypoint,
                   CAST(coalesce(run.execution_payload, cron.execution_payload) AS text) AS payload_json,
                   run.scheduled_for, run.trigger_kind, CAST(:now AS timestamptz) AS started_at,
-                  least(:now + cron.timeout, run.deadline) AS deadline, run.deadline AS run_deadline,
-                  cron.max_attempts, cron.backoff_initial, cron.backoff_maximum
+                  least(:now + cron.timeout, run.deadline) AS deadline, run.deadline AS run_deadline
     ), attempt AS (
         INSERT INTO scheduler.cron_attempts (run_id, number, nonce, epoch, location, execution, lease_expires_at,
                                              started_at, deadline)
@@ -263,8 +262,7 @@ _STARTED = text(
     RETURNING run.id AS run_id, attempt.number, attempt.nonce, run.organization_id, run.cron_id, cron.name AS cron_name,
               CAST(cron.entrypoint AS text) AS entrypoint,
               CAST(coalesce(run.execution_payload, cron.execution_payload) AS text) AS payload_json,
-              run.scheduled_for, run.trigger_kind, attempt.started_at, attempt.deadline, run.deadline AS run_deadline,
-              cron.max_attempts, cron.backoff_initial, cron.backoff_maximum
+              run.scheduled_for, run.trigger_kind, attempt.started_at, attempt.deadline, run.deadline AS run_deadline
     """
 )
 _KEEP_CALLBACKS = text(
@@ -567,7 +565,7 @@ async def move(
             "reasons": arrays.texts(transition.decision.reason for transition in transitions),
             "messages": arrays.texts(transition.decision.message for transition in transitions),
             "not_before": arrays.instants(transition.decision.not_before for transition in transitions),
-            "nonces": arrays.uuids(None if attempt is None else attempt.nonce for attempt in attempts),
+            "nonces": arrays.uuids_or_none(None if attempt is None else attempt.nonce for attempt in attempts),
             "outcomes": arrays.texts(map(_outcome, transitions)),
             "attempt_reasons": arrays.texts(None if attempt is None else attempt.ended.reason for attempt in attempts),
             "attempt_messages": arrays.texts(
@@ -664,18 +662,14 @@ async def queued_runs(
     return list(await connection.scalars(_QUEUED, parameters))
 
 
+# A look-up, since an enum's own takes as long as the rest of a row.
+_TRIGGER_KINDS = {kind.value: kind for kind in TriggerKind}
+
+
 def _started(rows: CursorResult[Any]) -> list[StartedAttempt]:
     return [
         StartedAttempt(
-            run=ActiveRun(
-                id=row.run_id,
-                status=RunStatus.RUNNING,
-                attempt=row.number,
-                max_attempts=row.max_attempts,
-                backoff_initial=row.backoff_initial,
-                backoff_maximum=row.backoff_maximum,
-                deadline=row.run_deadline,
-            ),
+            run=RunState(id=row.run_id, status=RunStatus.RUNNING, attempt=row.number),
             nonce=row.nonce,
             organization_id=row.organization_id,
             cron_id=row.cron_id,
@@ -683,9 +677,10 @@ def _started(rows: CursorResult[Any]) -> list[StartedAttempt]:
             entrypoint=row.entrypoint,
             payload_json=row.payload_json,
             scheduled_for=row.scheduled_for,
-            trigger_kind=TriggerKind(row.trigger_kind),
+            trigger_kind=_TRIGGER_KINDS[row.trigger_kind],
             started_at=row.started_at,
             deadline=row.deadline,
+            run_deadline=row.run_deadline,
         )
         for row in rows
     ]

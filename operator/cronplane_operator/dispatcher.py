@@ -7,7 +7,6 @@ that what is marked running runs. It launches nothing that the gate did not let 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -20,7 +19,7 @@ from cronplane_core import lease as leases
 from cronplane_core.database import DatabaseUnavailableError, transaction
 from cronplane_core.failpoints import Failpoint
 from cronplane_core.lease import Lease
-from cronplane_core.run_states import ActiveRun, AttemptEnd, Decision, EndedAttempt, after_attempt
+from cronplane_core.run_states import AttemptEnd, Decision, EndedAttempt, after_attempt, after_completion
 from cronplane_core.run_transitions import FinishedAttempt, FinishedRun, StartedAttempt, Transition
 from cronplane_core.signed_tokens import TokenSigner, token_hash
 from cronplane_core.tables import ACTIVE_STATUSES, Execution, RunStatus
@@ -104,15 +103,22 @@ class Dispatcher:
 
     async def sweep(self) -> None:
         """Take in queued runs that nobody told of, and end those that are not wanted any more."""
-        limit = 0 if len(self._queue) >= _SWEEP_BATCH else _SWEEP_BATCH + len(self._known)
+        await self._stop_cancelled()
+        if len(self._queue) >= _SWEEP_BATCH:
+            return
         async with transaction(self._engine) as connection:
             now = await leases.check(connection, lease=self._lease)
             ended = await run_transitions.cancel_deleted(connection, epoch=self._lease.epoch, now=now)
             ended += await run_transitions.skip_not_granted(connection, epoch=self._lease.epoch, now=now)
-            queued = await run_transitions.queued_runs(connection, entrypoints=self._entrypoints, now=now, limit=limit)
-            unwanted = await run_transitions.cancel_requested(connection, epoch=self._lease.epoch)
+            queued = await run_transitions.queued_runs(
+                connection, entrypoints=self._entrypoints, now=now, limit=_SWEEP_BATCH + len(self._known)
+            )
         self._recorder.finished(ended)
         self.enqueue(queued)
+
+    async def _stop_cancelled(self) -> None:
+        async with transaction(self._engine) as connection:
+            unwanted = await run_transitions.cancel_requested(connection, epoch=self._lease.epoch)
         self._on_cancel(unwanted)
 
     async def start_runs(self, pool: WorkerPool) -> None:
@@ -187,7 +193,7 @@ class Dispatcher:
 
     def _callback_token(self, attempt: StartedAttempt) -> str | None:
         """Make the token by which somebody else may tell the attempt's end, the same each time it is asked for."""
-        if self._signer is None or attempt.entrypoint not in self._callback_entrypoints or not attempt.run.deadline:
+        if self._signer is None or attempt.entrypoint not in self._callback_entrypoints:
             return None
         return self._signer.sign(attempt.callback_claims())
 
@@ -253,39 +259,29 @@ class Dispatcher:
     async def _move(
         self, connection: AsyncConnection, attempts: Sequence[FinishedAttempt], now: datetime
     ) -> dict[UUID, Decision]:
-        """Decide and carry out, by what was known when the attempts began; then once more by what has changed since."""
-        runs = {attempt.nonce: self._known_run(attempt) for attempt in attempts}
-        decided = await self._carry_out(connection, attempts, runs, now)
-        left = [attempt for attempt in attempts if attempt.nonce not in decided]
+        """Decide and carry out: what is complete at once, everything else by the run as it is under its lock."""
+        complete = [
+            Transition(run=self._started[attempt.nonce].run, decision=after_completion(attempt.ended), attempt=attempt)
+            for attempt in attempts
+            if attempt.ended.end is AttemptEnd.COMPLETED
+        ]
+        decided = await self._carry_out(connection, complete, now)
+        left = {attempt.nonce: attempt for attempt in attempts if attempt.nonce not in decided}
         if not left:
             return decided
-        run_ids = [runs[attempt.nonce].id for attempt in left]
-        found = await run_transitions.lock_open_runs(connection, run_ids=run_ids)
-        changed = {each.nonce: each.run for each in found if each.nonce and each.run.status is RunStatus.RUNNING}
-        still_open = [attempt for attempt in left if attempt.nonce in changed]
-        return decided | await self._carry_out(connection, still_open, changed, now)
-
-    def _known_run(self, attempt: FinishedAttempt) -> ActiveRun:
-        run = self._started[attempt.nonce].run
-        return replace(run, is_cancel_requested=True) if attempt.ended.end is AttemptEnd.CANCELLED else run
+        run_ids = [self._started[nonce].run.id for nonce in left]
+        judged = [
+            Transition(run=found.run, decision=after_attempt(found.run, attempt.ended, now=now), attempt=attempt)
+            for found in await run_transitions.lock_open_runs(connection, run_ids=run_ids)
+            if found.run.status is RunStatus.RUNNING and found.nonce and (attempt := left.get(found.nonce))
+        ]
+        return decided | await self._carry_out(connection, judged, now)
 
     async def _carry_out(
-        self,
-        connection: AsyncConnection,
-        attempts: Sequence[FinishedAttempt],
-        runs: Mapping[UUID, ActiveRun],
-        now: datetime,
+        self, connection: AsyncConnection, transitions: Sequence[Transition], now: datetime
     ) -> dict[UUID, Decision]:
-        if not attempts:
+        if not transitions:
             return {}
-        transitions = [
-            Transition(
-                run=runs[attempt.nonce],
-                decision=after_attempt(runs[attempt.nonce], attempt.ended, now=now),
-                attempt=attempt,
-            )
-            for attempt in attempts
-        ]
         made = await run_transitions.move(connection, transitions=transitions, epoch=self._lease.epoch, now=now)
         return {transition.attempt.nonce: transition.decision for transition in made if transition.attempt is not None}
 
@@ -336,15 +332,18 @@ def _task(attempt: StartedAttempt, callback_token: str | None, *, now: datetime)
         deadline=attempt.deadline,
         timeout=(attempt.deadline - now).total_seconds(),
         callback_token=callback_token,
-        callback_deadline=None if callback_token is None else attempt.run.deadline,
+        callback_deadline=None if callback_token is None else attempt.run_deadline,
     )
+
+
+_ENDS = {end.value: end for end in AttemptEnd}
 
 
 def _finished(outcome: Outcome) -> FinishedAttempt:
     return FinishedAttempt(
         nonce=outcome.attempt_id,
         ended=EndedAttempt(
-            end=AttemptEnd(outcome.status),
+            end=_ENDS[outcome.status],
             reason=outcome.reason,
             message=outcome.message,
             may_retry=outcome.may_retry,

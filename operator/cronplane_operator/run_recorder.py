@@ -11,7 +11,7 @@ import structlog
 
 from cronplane_core.lease import LeaseState
 from cronplane_core.metrics import ProcessMetrics
-from cronplane_core.run_states import ActiveRun, Decision
+from cronplane_core.run_states import Decision, RunState
 from cronplane_core.run_transitions import FinishedRun, NewRun, StartedAttempt
 from cronplane_core.tables import RunStatus
 from cronplane_operator.account_scan import ScanReport
@@ -136,18 +136,17 @@ class RunRecorder:
             seconds=round((run.finished_at - run.started_at).total_seconds(), 3) if run.started_at else None,
         )
 
-    def retry_scheduled(self, *, run: ActiveRun, decision: Decision) -> None:
+    def retry_scheduled(self, *, run: RunState, decision: Decision) -> None:
         """Record a run whose attempt failed and that gets another one."""
         self._log.warning(
             "run is retried",
             run_id=str(run.id),
             attempt=run.attempt,
-            of=run.max_attempts,
             reason=decision.reason,
             not_before=None if decision.not_before is None else decision.not_before.isoformat(),
         )
 
-    def handed_on(self, *, run: ActiveRun) -> None:
+    def handed_on(self, *, run: RunState) -> None:
         """Record a run whose work somebody else has now."""
         self._log.info("run waits", run_id=str(run.id), attempt=run.attempt)
 

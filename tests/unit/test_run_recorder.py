@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from cronplane_core.account import ViolationKind
 from cronplane_core.database import DatabaseUnavailableError
-from cronplane_core.run_states import ActiveRun
+from cronplane_core.run_states import RunState
 from cronplane_core.run_transitions import FinishedRun, NewRun, StartedAttempt
 from cronplane_core.tables import RunStatus, TriggerKind
 from cronplane_operator.account_scan import ScanReport
@@ -57,15 +57,7 @@ def new_run(status: RunStatus, reason: str, *, missed: int | None = None) -> New
 
 def attempt(*, lag: float, number: int = 1, trigger: TriggerKind = TriggerKind.SCHEDULE) -> StartedAttempt:
     return StartedAttempt(
-        run=ActiveRun(
-            id=uuid4(),
-            status=RunStatus.RUNNING,
-            attempt=number,
-            max_attempts=3,
-            backoff_initial=timedelta(seconds=10),
-            backoff_maximum=timedelta(seconds=600),
-            deadline=NOON + timedelta(hours=1),
-        ),
+        run=RunState(id=uuid4(), status=RunStatus.RUNNING, attempt=number),
         nonce=uuid4(),
         organization_id=uuid4(),
         cron_id=uuid4(),
@@ -76,6 +68,7 @@ def attempt(*, lag: float, number: int = 1, trigger: TriggerKind = TriggerKind.S
         trigger_kind=trigger,
         started_at=NOON + timedelta(seconds=lag),
         deadline=NOON + timedelta(seconds=lag + 1),
+        run_deadline=NOON + timedelta(hours=1),
     )
 
 
