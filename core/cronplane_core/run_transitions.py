@@ -590,20 +590,20 @@ def _outcome(transition: Transition) -> str | None:
     return transition.decision.status.value if end is AttemptEnd.ACCEPTED else end.value
 
 
-def ended(open_run: OpenRun, decision: Decision, *, now: datetime) -> FinishedRun | None:
+def finished_run(of: OpenRun | StartedAttempt, decision: Decision, *, now: datetime) -> FinishedRun | None:
     """Give the record of a run for which `decision` was carried out, None if that is not its end."""
     if decision.status in ACTIVE_STATUSES:
         return None
     return FinishedRun(
-        id=open_run.run.id,
-        organization_id=open_run.organization_id,
-        cron_id=open_run.cron_id,
-        cron_name=open_run.cron_name,
-        entrypoint=open_run.entrypoint,
-        scheduled_for=open_run.scheduled_for,
+        id=of.run.id,
+        organization_id=of.organization_id,
+        cron_id=of.cron_id,
+        cron_name=of.cron_name,
+        entrypoint=of.entrypoint,
+        scheduled_for=of.scheduled_for,
         status=decision.status,
         reason=decision.reason,
-        started_at=open_run.started_at,
+        started_at=of.started_at,
         finished_at=now,
     )
 

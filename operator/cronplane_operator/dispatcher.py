@@ -22,7 +22,7 @@ from cronplane_core.lease import Lease
 from cronplane_core.run_states import AttemptEnd, Decision, EndedAttempt, after_attempt, after_completion
 from cronplane_core.run_transitions import FinishedAttempt, FinishedRun, StartedAttempt, Transition
 from cronplane_core.signed_tokens import TokenSigner, token_hash
-from cronplane_core.tables import ACTIVE_STATUSES, Execution, RunStatus
+from cronplane_core.tables import Execution, RunStatus
 from cronplane_operator.run_recorder import RunRecorder
 from cronplane_operator.worker_pool import WorkerPool
 from cronplane_operator.worker_protocol import Outcome, Task
@@ -302,8 +302,8 @@ class Dispatcher:
         finished: list[FinishedRun] = []
         for attempt in counted:
             started, decision = self._started[attempt.nonce], decided[attempt.nonce]
-            if decision.status not in ACTIVE_STATUSES:
-                finished.append(_finished_run(started, decision, now))
+            if (run := run_transitions.finished_run(started, decision, now=now)) is not None:
+                finished.append(run)
             elif decision.status is RunStatus.QUEUED:
                 self._recorder.retry_scheduled(run=started.run, decision=decision)
             else:
@@ -352,21 +352,6 @@ def _finished(outcome: Outcome) -> FinishedAttempt:
         result_json=outcome.result_json,
         error_json=None if outcome.error is None else orjson.dumps(outcome.error).decode(),
         output=outcome.output,
-    )
-
-
-def _finished_run(started: StartedAttempt, decision: Decision, now: datetime) -> FinishedRun:
-    return FinishedRun(
-        id=started.run.id,
-        organization_id=started.organization_id,
-        cron_id=started.cron_id,
-        cron_name=started.cron_name,
-        entrypoint=started.entrypoint,
-        scheduled_for=started.scheduled_for,
-        status=decision.status,
-        reason=decision.reason,
-        started_at=started.started_at,
-        finished_at=now,
     )
 
 

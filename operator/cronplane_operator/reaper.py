@@ -91,7 +91,7 @@ class Reaper:
         for open_run, transition in made:
             if transition.attempt is not None:
                 self._recorder.attempts_ended([transition.attempt.ended.end.value])
-            finished = run_transitions.ended(open_run, transition.decision, now=now)
+            finished = run_transitions.finished_run(open_run, transition.decision, now=now)
             if finished is not None:
                 self._recorder.finished([finished])
             else:
