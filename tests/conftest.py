@@ -208,6 +208,37 @@ def add_cron(engine: AsyncEngine, organization: Organization) -> AddCron:
     return add
 
 
+AddMany = Callable[..., Awaitable[list[UUID]]]
+
+
+@pytest.fixture
+def add_many(database: Database, add_cron: AddCron) -> AddMany:
+    """Write that many crons alike in one statement, and give their ids."""
+
+    async def add(count: int, **definition: Any) -> list[UUID]:
+        model = await add_cron("model", **{**definition, "enabled": False})
+        rows = database.execute(
+            """
+            WITH cron AS (
+                INSERT INTO scheduler.cron_jobs (organization_id, name, cron_expr, tz, entrypoint, user_payload,
+                                                 execution_payload, timeout, created_by, updated_by)
+                SELECT organization_id, 'cron ' || n, cron_expr, tz, entrypoint, user_payload, execution_payload,
+                       timeout, created_by, updated_by
+                FROM scheduler.cron_jobs, generate_series(1, %s) AS n WHERE id = %s
+                RETURNING *
+            )
+            INSERT INTO scheduler.cron_job_versions
+                   (cron_id, generation, effective_from, cron_expr, tz, enabled, timeout)
+            SELECT id, generation, effective_from, cron_expr, tz, enabled, timeout FROM cron
+            RETURNING cron_id
+            """,
+            [count, model.id],
+        )
+        return [cron_id for (cron_id,) in rows]
+
+    return add
+
+
 class Journal(RunRecorder):
     """A recorder that also remembers, so that a test can wait for what it is about."""
 

@@ -8,6 +8,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 from uuid import UUID
 
 from cronplane_core.tables import RunStatus
@@ -66,8 +67,7 @@ class ActiveRun(RunState):
     deadline: datetime | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EndedAttempt:
+class EndedAttempt(NamedTuple):
     """What is known of an attempt that ended. `retry_after` is what the entry asked for, if it did."""
 
     end: AttemptEnd
@@ -77,8 +77,7 @@ class EndedAttempt:
     retry_after: timedelta | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+class Decision(NamedTuple):
     """The state that a run enters, and why: a stable word and a sentence. `not_before` is for a run queued again."""
 
     status: RunStatus

@@ -1,13 +1,14 @@
 """How runs change, for many at a time: claim, start, and whatever `run_states` decides of them.
 
 Every change is a compare-and-set that names the state it leaves, so that saying it twice, or late, changes nothing.
-A leader has fenced the transaction with its lease (`lease.check`); the caller commits it. Nothing is decided here.
+A leader has fenced the transaction with its lease (`lease.check`); the caller commits it. Nothing is decided here. What
+is made anew for every run is a named tuple, as immutable as a frozen data class and made in half its time.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import BigInteger, CursorResult, DateTime, Interval, Text, TextClause, bindparam, text
@@ -19,8 +20,7 @@ from cronplane_core.signed_tokens import Purpose, TokenClaims
 from cronplane_core.tables import ACTIVE_STATUSES, Execution, Overlap, RunStatus, TriggerKind
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LockedCron:
+class LockedCron(NamedTuple):
     """A cron as it is while a claim holds it: no edit, pause or deletion can commit before the claim does.
 
     `is_granted` says whether its organization may use its entry.
@@ -37,8 +37,7 @@ class LockedCron:
     active_run_id: UUID | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewRun:
+class NewRun(NamedTuple):
     """A run to insert for a fire; a `missed` one stands for all fires from `scheduled_for` to `missed_until`."""
 
     id: UUID
@@ -54,8 +53,14 @@ class NewRun:
     missed_count: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Advance:
+class QueuedRun(NamedTuple):
+    """A run that waits to begin, and whose it is."""
+
+    id: UUID
+    organization_id: UUID
+
+
+class Advance(NamedTuple):
     """A job that moves from the fire being claimed (aware, UTC) to its next one, None if there is none."""
 
     cron_id: UUID
@@ -64,8 +69,7 @@ class Advance:
     next_run_time: datetime | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StartedAttempt:
+class StartedAttempt(NamedTuple):
     """An attempt that passed the start gate, with all that its executor is told. Instants are aware and in UTC.
 
     `run` is its run as it is from now on; the attempt has to end by `deadline`, and the run by `run_deadline`.
@@ -95,8 +99,7 @@ class StartedAttempt:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FinishedAttempt:
+class FinishedAttempt(NamedTuple):
     """How an attempt ended. `result_json` and `error_json` are JSON texts that PostgreSQL accepts."""
 
     nonce: UUID
@@ -134,8 +137,7 @@ class OpenRun:
         return self.run.is_cancel_requested or (self.run.deadline is not None and self.run.deadline <= now)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Transition:
+class Transition(NamedTuple):
     """What was decided of a run in the state `run`, and of its open attempt if that ends, too (`attempt`)."""
 
     run: RunState
@@ -143,8 +145,7 @@ class Transition:
     attempt: FinishedAttempt | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FinishedRun:
+class FinishedRun(NamedTuple):
     """A run that has reached a terminal state, for the record. `cron_name` is what people call its cron."""
 
     id: UUID
@@ -418,11 +419,14 @@ _SKIP_NOT_GRANTED = text(
 )
 _QUEUED = text(
     """
-    SELECT run.id FROM scheduler.cron_runs run JOIN scheduler.cron_jobs cron ON cron.id = run.cron_id
+    SELECT run.id, run.organization_id
+    FROM scheduler.cron_runs run JOIN scheduler.cron_jobs cron ON cron.id = run.cron_id
     WHERE run.finished_at IS NULL AND run.status = 'queued' AND cron.deleted_at IS NULL
       AND CAST(cron.entrypoint AS text) = ANY(:entrypoints)
       AND (run.not_before IS NULL OR run.not_before <= :now)
-    ORDER BY run.created_at LIMIT :limit
+      AND run.organization_id <> ALL(CAST(:besides AS uuid[]))
+    ORDER BY row_number() OVER (PARTITION BY run.organization_id ORDER BY run.created_at), run.created_at
+    LIMIT :limit
     """
 )
 
@@ -655,11 +659,19 @@ async def skip_not_granted(connection: AsyncConnection, *, epoch: int, now: date
 
 
 async def queued_runs(
-    connection: AsyncConnection, *, entrypoints: Sequence[str], now: datetime, limit: int
-) -> list[UUID]:
-    """Name up to `limit` queued runs of these entries that may begin by `now`, oldest first."""
-    parameters = {"entrypoints": list(entrypoints), "now": now, "limit": limit}
-    return list(await connection.scalars(_QUEUED, parameters))
+    connection: AsyncConnection,
+    *,
+    entrypoints: Sequence[str],
+    now: datetime,
+    limit: int,
+    besides: Collection[UUID] = (),
+) -> list[QueuedRun]:
+    """Name up to `limit` queued runs of these entries that may begin by `now`.
+
+    Each organization's oldest come first, then each one's next; the organizations `besides` are left out.
+    """
+    parameters = {"entrypoints": list(entrypoints), "now": now, "limit": limit, "besides": arrays.uuids(besides)}
+    return [QueuedRun(*row) for row in await connection.execute(_QUEUED, parameters)]
 
 
 # A look-up, since an enum's own takes as long as the rest of a row.

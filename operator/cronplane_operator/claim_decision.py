@@ -6,6 +6,7 @@ Nothing here reads the clock or the database.
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
+from typing import NamedTuple
 from uuid import UUID, uuid4
 
 from cronplane_core.run_transitions import LockedCron, NewRun
@@ -15,8 +16,7 @@ from cronplane_core.timeline import FireSource, fires_between
 DEFAULT_CATCHUP_WINDOW = timedelta(hours=6)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DueJob:
+class DueJob(NamedTuple):
     """A job of APScheduler's whose fires from `first` up to, not including, `next_run_time` are owed (aware, UTC).
 
     `next_run_time` is None if the cron does not fire again.

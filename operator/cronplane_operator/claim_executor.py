@@ -1,4 +1,7 @@
-"""APScheduler's executor: it runs nothing, it collects what a pass found due, so that all of it is claimed at once."""
+"""APScheduler's executor: it runs nothing, it collects what a pass found due, so that all of it is claimed at once.
+
+If that is more than one claim takes, organizations take turns.
+"""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -7,6 +10,7 @@ from uuid import UUID
 from apscheduler.executors.base import BaseExecutor
 
 from cronplane_operator.claim_decision import DueJob
+from cronplane_operator.fair_queue import FairQueue
 from cronplane_operator.job_store import CronJob
 
 
@@ -18,6 +22,8 @@ class ClaimExecutor(BaseExecutor):  # type: ignore[misc]  # APScheduler has no t
         self._on_due = on_due
         self._due: dict[UUID, tuple[datetime, CronJob]] = {}
         self._taken: dict[UUID, tuple[datetime, CronJob]] = {}
+        # One that was forgotten meanwhile, or is in it twice, is passed over when its turn comes.
+        self._turns: FairQueue[UUID] = FairQueue()
 
     def __len__(self) -> int:
         return len(self._due)
@@ -28,12 +34,19 @@ class ClaimExecutor(BaseExecutor):  # type: ignore[misc]  # APScheduler has no t
 
     def _do_submit_job(self, job: CronJob, run_times: list[datetime]) -> None:
         first, _ = self._due.get(job.cron_id, (run_times[0], job))
-        self._due[job.cron_id] = (first, job)
+        self._wait(first, job)
         self._on_due()
+
+    def _wait(self, first: datetime, job: CronJob) -> None:
+        if job.cron_id not in self._due:
+            self._turns.put(job.organization_id, job.cron_id)
+        self._due[job.cron_id] = (first, job)
 
     def take(self, *, limit: int) -> list[DueJob]:
         """Hand over up to `limit` due jobs, with what each owes by now; the ones taken before count as settled."""
-        self._taken = {cron_id: self._due.pop(cron_id) for cron_id in list(self._due)[:limit]}
+        self._taken = {}
+        while len(self._taken) < limit and (turns := self._turns.take(limit - len(self._taken))):
+            self._taken |= {cron_id: self._due.pop(cron_id) for cron_id in turns if cron_id in self._due}
         return [_due_job(first, job) for first, job in self._taken.values()]
 
     def put_back(self, cron_ids: Sequence[UUID]) -> None:
@@ -41,7 +54,7 @@ class ClaimExecutor(BaseExecutor):  # type: ignore[misc]  # APScheduler has no t
         for cron_id in cron_ids:
             first, job = self._taken[cron_id]
             _, latest = self._due.get(cron_id, (first, job))
-            self._due[cron_id] = (first, latest)
+            self._wait(first, latest)
 
     def earliest_due(self) -> datetime | None:
         """Give the earliest fire (aware, UTC) that waits here to be claimed, or None."""

@@ -16,7 +16,7 @@ from cronplane_core import lease as leases
 from cronplane_core.database import DatabaseUnavailableError, transaction
 from cronplane_core.failpoints import Failpoint
 from cronplane_core.lease import Lease
-from cronplane_core.run_transitions import Advance, LockedCron, NewRun
+from cronplane_core.run_transitions import Advance, LockedCron, NewRun, QueuedRun
 from cronplane_core.tables import RunStatus
 from cronplane_operator.claim_decision import DueJob, decide, owed_fires
 from cronplane_operator.claim_executor import ClaimExecutor
@@ -33,7 +33,7 @@ _UNAVAILABLE_PAUSE = 0.5
 class ClaimedBatch:
     """What one transaction did: the runs to launch, the jobs to try again, and those the reconciler must make anew."""
 
-    queued: tuple[UUID, ...]
+    queued: tuple[QueuedRun, ...]
     again: tuple[UUID, ...]
     outdated: tuple[UUID, ...]
 
@@ -48,7 +48,7 @@ class Claimer:
         lease: Lease,
         settled: asyncio.Lock,
         recorder: RunRecorder,
-        on_queued: Callable[[Sequence[UUID]], None],
+        on_queued: Callable[[Sequence[QueuedRun]], None],
         on_outdated: Callable[[], None],
     ) -> None:
         self._engine = engine
@@ -135,7 +135,7 @@ def _sort(
     left = [job for job in jobs if job.cron_id not in done]
     outdated = {job.cron_id for job in left if job.cron_id in crons and not _is_claimable(job, crons[job.cron_id])}
     return ClaimedBatch(
-        queued=tuple(run.id for run in recorded if run.status is RunStatus.QUEUED),
+        queued=tuple(QueuedRun(run.id, run.organization_id) for run in recorded if run.status is RunStatus.QUEUED),
         again=tuple(job.cron_id for job in left if job.cron_id not in outdated),
         outdated=tuple(outdated),
     )

@@ -5,7 +5,6 @@ that what is marked running runs. It launches nothing that the gate did not let 
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
@@ -20,9 +19,10 @@ from cronplane_core.database import DatabaseUnavailableError, transaction
 from cronplane_core.failpoints import Failpoint
 from cronplane_core.lease import Lease
 from cronplane_core.run_states import AttemptEnd, Decision, EndedAttempt, after_attempt, after_completion
-from cronplane_core.run_transitions import FinishedAttempt, FinishedRun, StartedAttempt, Transition
+from cronplane_core.run_transitions import FinishedAttempt, FinishedRun, QueuedRun, StartedAttempt, Transition
 from cronplane_core.signed_tokens import TokenSigner, token_hash
 from cronplane_core.tables import Execution, RunStatus
+from cronplane_operator.fair_queue import FairQueue
 from cronplane_operator.run_recorder import RunRecorder
 from cronplane_operator.worker_pool import WorkerPool
 from cronplane_operator.worker_protocol import Outcome, Task
@@ -60,7 +60,7 @@ class Dispatcher:
         self._signer = signer
         self._callback_entrypoints = callback_entrypoints
         self._on_cancel: Callable[[Collection[UUID]], None] = _nobody_to_cancel
-        self._queue: deque[UUID] = deque()
+        self._queue: FairQueue[UUID] = FairQueue()
         self._known: set[UUID] = set()
         self._started: dict[UUID, StartedAttempt] = {}
         self._outcomes: list[Outcome] = []
@@ -84,12 +84,12 @@ class Dispatcher:
         """How many runs wait here for a worker."""
         return len(self._queue)
 
-    def enqueue(self, run_ids: Iterable[UUID]) -> None:
+    def enqueue(self, runs: Iterable[QueuedRun]) -> None:
         """Take in queued runs; one that is here already is not taken twice."""
-        for run_id in run_ids:
+        for run_id, organization_id in runs:
             if run_id not in self._known:
                 self._known.add(run_id)
-                self._queue.append(run_id)
+                self._queue.put(organization_id, run_id)
         self._startable.set()
 
     def on_outcomes(self, outcomes: Sequence[Outcome]) -> None:
@@ -102,19 +102,28 @@ class Dispatcher:
         self._startable.set()
 
     async def sweep(self) -> None:
-        """Take in queued runs that nobody told of, and end those that are not wanted any more."""
+        """Take in queued runs that nobody told of, and end those that are not wanted any more.
+
+        An organization that has much waiting here already gets no more, so that others' are found beside it.
+        """
         await self._stop_cancelled()
-        if len(self._queue) >= _SWEEP_BATCH:
-            return
+        sated = self._queue.owners_with(_SWEEP_BATCH)
         async with transaction(self._engine) as connection:
             now = await leases.check(connection, lease=self._lease)
-            ended = await run_transitions.cancel_deleted(connection, epoch=self._lease.epoch, now=now)
-            ended += await run_transitions.skip_not_granted(connection, epoch=self._lease.epoch, now=now)
+            ended = [] if sated else await self._end_unwanted(connection, now)
             queued = await run_transitions.queued_runs(
-                connection, entrypoints=self._entrypoints, now=now, limit=_SWEEP_BATCH + len(self._known)
+                connection,
+                entrypoints=self._entrypoints,
+                now=now,
+                limit=_SWEEP_BATCH + len(self._known) - sum(sated.values()),
+                besides=sated,
             )
         self._recorder.finished(ended)
         self.enqueue(queued)
+
+    async def _end_unwanted(self, connection: AsyncConnection, now: datetime) -> list[FinishedRun]:
+        ended = await run_transitions.cancel_deleted(connection, epoch=self._lease.epoch, now=now)
+        return ended + await run_transitions.skip_not_granted(connection, epoch=self._lease.epoch, now=now)
 
     async def _stop_cancelled(self) -> None:
         async with transaction(self._engine) as connection:
@@ -151,7 +160,7 @@ class Dispatcher:
 
     def _next_batch(self, appetite: int) -> dict[UUID, UUID]:
         size = 0 if self._is_gate_shut else min(appetite, len(self._queue), _START_BATCH)
-        return {self._queue.popleft(): uuid4() for _ in range(size)}
+        return {run_id: uuid4() for run_id in self._queue.take(size)}
 
     async def _start(self, nonces: dict[UUID, UUID]) -> tuple[list[StartedAttempt], datetime]:
         """Pass the gate; after a lost answer, ask first which of them did: their bodies have not been entered.

@@ -27,7 +27,7 @@ class CronJob(Job):  # type: ignore[misc]  # APScheduler has no type information
     It is made without `Job.__init__`, which inspects a callable that we do not have, at 50 µs each.
     """
 
-    __slots__ = ("_jobstore_alias", "cron_id", "generation", "id", "next_run_time", "trigger")
+    __slots__ = ("_jobstore_alias", "cron_id", "generation", "id", "next_run_time", "organization_id", "trigger")
 
     executor = EXECUTOR
     name = "cron"
@@ -35,9 +35,18 @@ class CronJob(Job):  # type: ignore[misc]  # APScheduler has no type information
     max_instances = 1
     misfire_grace_time = None
 
-    def __init__(self, *, cron_id: UUID, generation: int, trigger: FireTrigger, next_run_time: datetime) -> None:
+    def __init__(
+        self,
+        *,
+        cron_id: UUID,
+        organization_id: UUID,
+        generation: int,
+        trigger: FireTrigger,
+        next_run_time: datetime,
+    ) -> None:
         self.id = str(cron_id)
         self.cron_id = cron_id
+        self.organization_id = organization_id
         self.generation = generation
         self.trigger = trigger
         self.next_run_time: datetime | None = next_run_time

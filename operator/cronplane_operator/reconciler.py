@@ -103,7 +103,7 @@ class Reconciler:
         except ScheduleError as error:
             self._recorder.schedule_refused(cron_id=str(cron.id), reason=str(error))
             return
-        self._hold(cron.id, cron.generation, source, cron.next_run_time)
+        self._hold(cron, source, cron.next_run_time)
 
     async def _compute_anew(self, crons: Sequence[CronState]) -> None:
         computed: list[tuple[CronState, FireSource, datetime | None]] = []
@@ -122,16 +122,22 @@ class Reconciler:
                 ],
             )
         for cron, source, first in computed:
-            self._hold(cron.id, cron.generation, source, first)
+            self._hold(cron, source, first)
 
-    def _hold(self, cron_id: UUID, generation: int, source: FireSource, next_run_time: datetime | None) -> None:
-        self._generations[cron_id] = generation
-        self._executor.forget(cron_id)
+    def _hold(self, cron: CronState, source: FireSource, next_run_time: datetime | None) -> None:
+        self._generations[cron.id] = cron.generation
+        self._executor.forget(cron.id)
         if next_run_time is None:
-            self._store.discard(str(cron_id))
+            self._store.discard(str(cron.id))
             return
         self._store.put(
-            CronJob(cron_id=cron_id, generation=generation, trigger=self._trigger(source), next_run_time=next_run_time)
+            CronJob(
+                cron_id=cron.id,
+                organization_id=cron.organization_id,
+                generation=cron.generation,
+                trigger=self._trigger(source),
+                next_run_time=next_run_time,
+            )
         )
 
     def _trigger(self, source: FireSource) -> FireTrigger:

@@ -25,6 +25,7 @@ DUE = datetime(2026, 6, 1, 12, 1, tzinfo=UTC)
 FAST = 120.0
 CRONS = 60
 MINUTES = 10
+MANY = 4000
 EDITORS = 4
 SCHEDULES = ["* * * * *", "*/2 * * * *", "1-59/2 * * * *", "*/3 * * * *"]
 
@@ -104,7 +105,7 @@ async def test_a_cron_that_came_due_and_was_deleted_before_any_runner_saw_it_is_
 async def test_a_thousand_due_at_once_are_all_claimed_and_none_is_missed_in_either_organization(
     *,
     database: Any,
-    add_cron: Any,
+    add_many: Any,
     start_runner: Any,
     organization: Organization,
     other_organization: Organization,
@@ -112,29 +113,29 @@ async def test_a_thousand_due_at_once_are_all_claimed_and_none_is_missed_in_eith
 ) -> None:
     database.set_clock(BEFORE)
     for owner in (organization, other_organization):
-        model = await add_cron("model", organization_id=owner.id, enabled=False)
-        database.execute(
-            """
-            WITH cron AS (
-                INSERT INTO scheduler.cron_jobs (organization_id, name, cron_expr, tz, entrypoint, user_payload,
-                                                 execution_payload, timeout, created_by, updated_by)
-                SELECT organization_id, 'cron ' || n, cron_expr, tz, entrypoint, user_payload, execution_payload,
-                       timeout, created_by, updated_by
-                FROM scheduler.cron_jobs, generate_series(1, 500) AS n WHERE id = %s
-                RETURNING *
-            )
-            INSERT INTO scheduler.cron_job_versions
-                   (cron_id, generation, effective_from, cron_expr, tz, enabled, timeout)
-            SELECT id, generation, effective_from, cron_expr, tz, enabled, timeout FROM cron
-            """,
-            [model.id],
-        )
+        await add_many(500, organization_id=owner.id)
     running = await start_runner()
     database.set_clock(DUE)
     await running.journal.until(lambda: len(running.journal.runs) >= 1000)
     found = database.execute("SELECT status, organization_id, count(*) FROM scheduler.cron_runs GROUP BY 1, 2")
     expected = {("completed", organization.id, 500), ("completed", other_organization.id, 500)}
     assert set(found) == expected
+    await assert_nothing_is_lost()
+
+
+async def test_of_thousands_due_at_once_launches_are_fair_and_who_has_few_waits_for_none_of_those_who_have_many(
+    *, database: Any, add_many: Any, start_runner: Any, other_organization: Organization, assert_nothing_is_lost: Any
+) -> None:
+    database.set_clock(BEFORE)
+    await add_many(MANY, cron_expr="1 12 * * *")
+    few = await add_many(3, cron_expr="2 12 * * *", organization_id=other_organization.id)
+    running = await start_runner()
+    # An outage has made all of them due, and the few are the last.
+    database.set_clock(DUE + timedelta(minutes=1))
+    await running.journal.until(lambda: len(running.journal.started_runs) >= MANY + 3)
+    claimed = {run.id: run.cron_id for run in running.journal.claims}
+    order = [claimed[run_id] for run_id in running.journal.started_runs]
+    assert max(order.index(cron_id) for cron_id in few) < MANY / 2
     await assert_nothing_is_lost()
 
 

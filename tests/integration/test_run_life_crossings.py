@@ -19,6 +19,8 @@ from cronplane_core import run_repository, run_transitions
 from cronplane_core.account_repository import Grace, find_violations
 from cronplane_core.cron_repository import Cron
 from cronplane_core.database import connection_string, create_engine, transaction
+from cronplane_core.organization_repository import Organization
+from cronplane_core.run_transitions import QueuedRun
 from cronplane_core.signed_tokens import Purpose, TokenClaims, TokenSigner, parse_token_keys
 from cronplane_core.tables import Execution
 from cronplane_entries.registry import CronRegistry
@@ -324,15 +326,11 @@ class Taker:
             self.has_taken.set()
 
 
-async def test_what_was_never_begun_is_handed_back_although_a_connection_has_been_cut(
-    engine: AsyncEngine, add_cron: Any, database: Any
-) -> None:
-    cron = await add_cron(enabled=False)
-    run_id = await trigger(engine, cron)
+async def a_dispatcher(engine: AsyncEngine) -> Dispatcher:
     async with transaction(engine) as connection:
         lease = await leases.acquire(connection, holder="a runner", duration=timedelta(hours=1))
     assert lease is not None
-    dispatcher = Dispatcher(
+    return Dispatcher(
         engine=engine,
         lease=lease,
         entrypoints=["no_op"],
@@ -340,8 +338,16 @@ async def test_what_was_never_begun_is_handed_back_although_a_connection_has_bee
         signer=None,
         callback_entrypoints=(),
     )
+
+
+async def test_what_was_never_begun_is_handed_back_although_a_connection_has_been_cut(
+    engine: AsyncEngine, add_cron: Any, database: Any
+) -> None:
+    cron = await add_cron(enabled=False)
+    run_id = await trigger(engine, cron)
+    dispatcher = await a_dispatcher(engine)
     taker: Any = Taker()
-    dispatcher.enqueue([run_id])
+    dispatcher.enqueue([QueuedRun(run_id, cron.organization_id)])
     starting = asyncio.create_task(dispatcher.start_runs(taker))
     async with asyncio.timeout(HANG_GUARD):
         await taker.has_taken.wait()
@@ -349,6 +355,31 @@ async def test_what_was_never_begun_is_handed_back_although_a_connection_has_bee
     database.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'test'")
     await dispatcher.hand_back(taker.tasks)
     assert database.execute("SELECT status, attempts FROM scheduler.cron_runs") == [("queued", 0)]
+
+
+async def test_a_trigger_is_found_and_begins_beside_the_thousands_of_runs_that_wait_for_another_organization(
+    *, engine: AsyncEngine, add_cron: Any, database: Any, other_organization: Organization
+) -> None:
+    busy = await add_cron(enabled=False)
+    database.execute(
+        """INSERT INTO scheduler.cron_runs (organization_id, cron_id, scheduled_for, trigger_kind, status, reason,
+                                            message, generation)
+           SELECT %s, %s, scheduler.now(), 'manual', 'queued', 'Triggered', 'It waits.', 1
+           FROM generate_series(1, 6000)""",
+        [busy.organization_id, busy.id],
+    )
+    dispatcher = await a_dispatcher(engine)
+    taker: Any = Taker()
+    await dispatcher.sweep()
+    assert dispatcher.queued >= 5000
+    run_id = await trigger(engine, await add_cron(enabled=False, organization_id=other_organization.id))
+    await dispatcher.sweep()
+    taker.appetite = 2
+    starting = asyncio.create_task(dispatcher.start_runs(taker))
+    async with asyncio.timeout(HANG_GUARD):
+        await taker.has_taken.wait()
+    starting.cancel()
+    assert run_id in {task.run_id for task in taker.tasks}
 
 
 async def test_no_body_is_entered_after_its_attempts_deadline_when_the_gates_answer_came_late(
@@ -385,7 +416,7 @@ async def test_no_body_is_entered_after_its_attempts_deadline_when_the_gates_ans
         taker.submitted.set()
 
     taker.submit = note
-    dispatcher.enqueue([run_id])
+    dispatcher.enqueue([QueuedRun(run_id, cron.organization_id)])
     relay.order(cut_after_commit=1.0, only="cron_attempts", limit=1)
     starting = asyncio.create_task(dispatcher.start_runs(taker))
     async with asyncio.timeout(HANG_GUARD):

@@ -13,6 +13,7 @@ from cronplane_core.timeline import fires_between
 from cronplane_operator.reconcile_plan import KnownJob, owed_source, plan
 
 START = datetime(2026, 5, 1, 12, 0, 20, tzinfo=UTC)
+ORGANIZATION = uuid4()
 EXPRESSIONS = ["* * * * *", "*/5 * * * *", "7 * * * *", "0 13 * * *", "*/20 12 * * *"]
 
 
@@ -21,6 +22,7 @@ def state(
 ) -> CronState:
     return CronState(
         id=cron_id,
+        organization_id=ORGANIZATION,
         generation=generation,
         cron_expr="* * * * *",
         tz="UTC",
@@ -111,6 +113,7 @@ def test_whatever_was_edited_since_no_fire_is_lost_or_doubled(
     current = versions[-1]
     cron = CronState(
         id=cron_id,
+        organization_id=ORGANIZATION,
         generation=current.generation,
         cron_expr=current.cron_expr,
         tz="UTC",
