@@ -6,7 +6,9 @@ Each role reads only the class it needs, so that a missing setting of another ro
 import enum
 import re
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated
+from uuid import UUID
 
 from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -105,6 +107,32 @@ class ApiSettings(TokenSettings):
         default=600, ge=0, le=2**31 - 1, description="triggers of an organization that has no quota of its own"
     )
     api_pool_size: int = Field(default=10, ge=1, le=200, description="connections to PostgreSQL at most")
+
+
+_DNS_LABEL = "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
+Namespace = Annotated[str, Field(pattern=_DNS_LABEL)]
+
+
+class KubernetesSettings(BaseSettings):
+    """Settings of a role that works with a cluster."""
+
+    model_config = _CONFIG
+
+    kubeconfig: Path | None = Field(
+        default=None, description="how to reach the cluster; left out, by the service account of the pod"
+    )
+    installation: Namespace = Field(
+        description="what this installation is called in the cluster; no other one may have the name"
+    )
+    release_namespace: Namespace = Field(description="the namespace of the installation itself")
+    namespaces: dict[Namespace, UUID] = Field(
+        default={},
+        description="namespaces with Cron resources and their organizations' ids, as a JSON object; several may map to "
+        "one organization",
+    )
+    mirror_writes_per_second: float = Field(
+        default=50.0, gt=0, le=1000, description="writes of Cron resources in a second, at most"
+    )
 
 
 class RunnerSettings(TokenSettings):

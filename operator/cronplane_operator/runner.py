@@ -24,6 +24,7 @@ from cronplane_core.database import DatabaseUnavailableError, create_engine, par
 from cronplane_core.failpoints import Failpoint
 from cronplane_core.lease import Lease, LeaseLostError
 from cronplane_core.readiness import find_obstacle
+from cronplane_core.run_transitions import QueuedRun
 from cronplane_core.settings import RunnerSettings
 from cronplane_core.signed_tokens import token_signer
 from cronplane_entries.core import ExecutionMode
@@ -36,6 +37,7 @@ from cronplane_operator.database_clock import DatabaseClock
 from cronplane_operator.dispatcher import Dispatcher
 from cronplane_operator.errors import RunnerError
 from cronplane_operator.job_store import EXECUTOR, JOB_STORE, CronJobStore
+from cronplane_operator.leader_extension import ChangeSignal, LeaderExtension, TermContext
 from cronplane_operator.pulse import Pulse
 from cronplane_operator.reaper import REAP_INTERVAL, Reaper
 from cronplane_operator.reconciler import Reconciler
@@ -59,15 +61,24 @@ _OBSERVE_PAUSE = 1.0
 
 
 class Runner:
-    """One process's runner; any number may run on one database, and one of them leads."""
+    """One process's runner; any number may run on one database, and one of them leads.
+
+    `extensions` go on beside the runner's own loops for as long as it leads.
+    """
 
     def __init__(
-        self, *, settings: RunnerSettings, registry: CronRegistry, recorder: RunRecorder | None = None
+        self,
+        *,
+        settings: RunnerSettings,
+        registry: CronRegistry,
+        recorder: RunRecorder | None = None,
+        extensions: Sequence[LeaderExtension] = (),
     ) -> None:
         self._settings = settings
         self._registry = registry
         self._entry_settings = read_entry_settings(os.environ, registry)
         self._recorder = recorder or RunRecorder()
+        self._extensions = extensions
         self._url: URL = parse_url(settings.database_url.get_secret_value())
         self._stopping = asyncio.Event()
         self.leading = asyncio.Event()
@@ -130,6 +141,7 @@ class Runner:
             registry=self._registry,
             entry_settings=self._entry_settings,
             recorder=self._recorder,
+            extensions=self._extensions,
         )
         await term.serve(leading=self.leading, stopping=self._stopping)
 
@@ -180,6 +192,7 @@ class Term:
         registry: CronRegistry,
         entry_settings: EntrySettings,
         recorder: RunRecorder,
+        extensions: Sequence[LeaderExtension],
     ) -> None:
         self._engine = engine
         self._url = url
@@ -190,8 +203,17 @@ class Term:
         self._recorder = recorder
         self._signer = token_signer(settings)
         self._clock = DatabaseClock()
-        self._crons_changed = asyncio.Event()
-        self._runs_changed = asyncio.Event()
+        self._crons_changed = ChangeSignal()
+        self._runs_changed = ChangeSignal()
+        self._context = TermContext(
+            engine=engine,
+            lease=lease,
+            recorder=recorder,
+            clock=self._clock,
+            crons_changed=self._crons_changed,
+            runs_changed=self._runs_changed,
+        )
+        self._extensions = extensions
         self._looks = -1
 
     async def serve(self, *, leading: asyncio.Event, stopping: asyncio.Event) -> None:
@@ -254,7 +276,7 @@ class Term:
             lease=self._lease,
             settled=settled,
             recorder=self._recorder,
-            on_queued=dispatcher.enqueue,
+            on_queued=partial(self._on_queued, dispatcher),
             on_outdated=self._crons_changed.set,
         )
         scheduler = _scheduler(store, claimer)
@@ -278,6 +300,10 @@ class Term:
             store=store,
             scheduler=scheduler,
         )
+
+    def _on_queued(self, dispatcher: Dispatcher, runs: Sequence[QueuedRun]) -> None:
+        dispatcher.enqueue(runs)
+        self._context.runs_claimed.set()
 
     def _worker_pool(self, dispatcher: Dispatcher) -> WorkerPool:
         return WorkerPool(
@@ -311,12 +337,13 @@ class Term:
             listener.run(),
             parts.claimer.run(),
             parts.dispatcher.start_runs(parts.pool),
-            self._repeat(partial(self._resync, parts), on=self._crons_changed, every=resync),
-            self._repeat(parts.dispatcher.sweep, on=self._runs_changed, every=resync),
+            self._repeat(partial(self._resync, parts), on=self._crons_changed.subscribe(), every=resync),
+            self._repeat(parts.dispatcher.sweep, on=self._runs_changed.subscribe(), every=resync),
             self._repeat(partial(self._compare, parts), on=asyncio.Event(), every=comparison),
             self._repeat(parts.reaper.reap, on=asyncio.Event(), every=self._clock.real_seconds(REAP_INTERVAL)),
             self._repeat(self._scan, on=asyncio.Event(), every=scan_interval),
             self._observe(parts),
+            *(loop for extension in self._extensions for loop in extension.loops(self._context)),
         )
 
     async def _repeat(self, action: Callable[[], Awaitable[None]], *, on: asyncio.Event, every: float) -> None:
