@@ -17,7 +17,6 @@ from cronplane_api.http_metrics import HttpMetrics
 from cronplane_api.pagination import cursor_secret
 from cronplane_api.principals import key_digest
 from cronplane_api.problem_details import ProblemBody
-from cronplane_api.schemas import leave_null_out
 from cronplane_api.state import State
 from cronplane_core import __version__
 from cronplane_core.change_notifier import ChangeNotifier
@@ -25,6 +24,7 @@ from cronplane_core.database import create_engine, parse_url
 from cronplane_core.metrics import ProcessMetrics
 from cronplane_core.settings import ApiSettings
 from cronplane_core.signed_tokens import token_signer
+from cronplane_entries.cron_request import leave_null_out
 from cronplane_entries.entry_settings import read_entry_settings
 from cronplane_entries.registration import Registrar
 from cronplane_entries.registry import CronRegistry

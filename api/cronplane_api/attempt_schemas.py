@@ -7,10 +7,10 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
-from cronplane_api.schemas import Strict
 from cronplane_core.run_states import AttemptEnd, EndedAttempt
 from cronplane_core.run_transitions import StartedAttempt
 from cronplane_core.tables import RunStatus, TriggerKind
+from cronplane_entries.cron_request import Strict
 from cronplane_entries.invocation import ResultInvalidError, encode_result
 
 _LONGEST_DELAY = 7 * 86_400

@@ -30,7 +30,6 @@ from cronplane_api.pagination import DEFAULT_LIMIT, Cursor, Limit, read_cursor, 
 from cronplane_api.principals import requires
 from cronplane_api.problem_details import documented
 from cronplane_api.schemas import (
-    CronCreation,
     CronPage,
     CronPatch,
     CronPreview,
@@ -48,6 +47,7 @@ from cronplane_core.database import autocommit, transaction
 from cronplane_core.schedule import describe
 from cronplane_core.tables import Role
 from cronplane_core.time_zones import time_zone
+from cronplane_entries.cron_request import CronCreation
 
 
 class CronIdConvertor(StringConvertor):

@@ -14,13 +14,14 @@ from cronplane_api.manual_runs import cancel, run_again
 from cronplane_api.pagination import DEFAULT_LIMIT, Cursor, Limit, read_cursor, write_cursor
 from cronplane_api.principals import requires
 from cronplane_api.problem_details import documented
-from cronplane_api.schemas import Instant, RunDetail, RunPage, RunRead
+from cronplane_api.schemas import RunDetail, RunPage, RunRead
 from cronplane_api.state import state_of
 from cronplane_core import cron_repository, run_repository
 from cronplane_core.change_notifier import Channel
 from cronplane_core.database import autocommit
 from cronplane_core.run_repository import RunFilter
 from cronplane_core.tables import Role, RunStatus, TriggerKind
+from cronplane_entries.cron_request import Instant
 
 router = APIRouter(prefix="/crons/{organization_id}/{cron_id}/runs", tags=["runs"], route_class=GuardedRoute)
 
