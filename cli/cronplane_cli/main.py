@@ -96,6 +96,12 @@ def runner() -> None:
 
 
 @app.command()
+def crd() -> None:
+    """Print the definitions of the resources Cron and Runner, for `kubectl apply -f -`."""
+    typer.echo(_role("cronplane_cli.resource_definitions_page", extra="operator").page(), nl=False)
+
+
+@app.command()
 def migrate() -> None:
     """Bring the database up to this version, as the role that owns the schema."""
     migration = _role("cronplane_cli.migration_role", extra="migrate").run()

@@ -89,6 +89,25 @@ EVENTS = ResourceKind(group="", version="v1", plural="events")
 TOKEN_REVIEWS = ResourceKind(group="authentication.k8s.io", version="v1", plural="tokenreviews")
 
 
+async def load_configuration(kubeconfig: Path | None) -> Configuration:
+    """Find the cluster and the credentials for it, from a kubeconfig, or without one from the pod which this runs in.
+
+    Raises:
+        KubernetesConfigurationError: neither is there, or the file cannot be used.
+
+    """
+    configuration = Configuration()
+    try:
+        if kubeconfig is None:
+            config.load_incluster_config(client_configuration=configuration)
+        else:
+            await config.load_kube_config(config_file=str(kubeconfig), client_configuration=configuration)
+    except (config.ConfigException, OSError) as error:
+        where = "the service account of this pod" if kubeconfig is None else str(kubeconfig)
+        raise KubernetesConfigurationError(f"Kubernetes cannot be reached with {where}: {error}") from error
+    return configuration
+
+
 class KubernetesClient:
     """Asks one cluster. Every method raises `KubernetesUnavailableError`, or `KubernetesRefusedError` if it said no."""
 
@@ -105,16 +124,8 @@ class KubernetesClient:
             KubernetesConfigurationError: neither is there, or the file cannot be used.
 
         """
-        configuration = Configuration()
-        try:
-            if kubeconfig is None:
-                config.load_incluster_config(client_configuration=configuration)
-            else:
-                await config.load_kube_config(config_file=str(kubeconfig), client_configuration=configuration)
-            context = RESTClientObject(configuration).ssl_context
-        except (config.ConfigException, OSError) as error:
-            where = "the service account of this pod" if kubeconfig is None else str(kubeconfig)
-            raise KubernetesConfigurationError(f"Kubernetes cannot be reached with {where}: {error}") from error
+        configuration = await load_configuration(kubeconfig)
+        context = RESTClientObject(configuration).ssl_context
         connector = aiohttp.TCPConnector(ssl=context, limit=_CONNECTIONS)
         # No proxy from the environment: service-account tokens go to the API server and nowhere else.
         async with aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT, trust_env=False) as session:

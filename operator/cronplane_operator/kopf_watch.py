@@ -1,0 +1,159 @@
+"""Kopf, in a thread and a loop of its own: it watches Crons, Jobs and namespaces, and tells of what it saw.
+
+Kopf ends as a whole when the API server is away at its start, when its CRD is deleted or when a right is missing, and
+when it ends it cancels tasks that are not its own; so it shares no loop with the runner, and is started again with
+back-off for as long as this process lives. It writes nothing: its handlers only hand events on.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import kopf
+
+from cronplane_core.kubernetes_client import CRONS, JOBS, NAMESPACES, Body, ResourceKind, load_configuration
+
+# Seconds: silent watches are cut, so that what was missed is listed again.
+_WATCH_SERVER_TIMEOUT = 55
+_WATCH_CLIENT_TIMEOUT = 65
+_SHORTEST_PAUSE = 1.0
+_LONGEST_PAUSE = 60.0
+# After so many seconds of service an end counts as the first one.
+_STABLE = 120.0
+_CREDENTIALS_LIFE = timedelta(minutes=1)
+
+OnEvent = Callable[[ResourceKind, str | None, Body], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchState:
+    """Whether kopf is watching; `ends` counts how often it ended by itself, `reason` is why it did so last."""
+
+    is_watching: bool
+    ends: int
+    reason: str
+
+
+class KopfWatch:
+    """Keeps kopf going. `on_event` is called in the loop that started it: kind, event type (None from a list), body."""
+
+    def __init__(
+        self,
+        *,
+        namespaces: Collection[str],
+        kubeconfig: Path | None,
+        on_event: OnEvent,
+        on_ended: Callable[[str], None],
+    ) -> None:
+        self._namespaces = frozenset(namespaces)
+        self._kubeconfig = kubeconfig
+        self._on_event = on_event
+        self._on_ended = on_ended
+        self._stop = threading.Event()
+        self._ready = threading.Event()
+        self._ends = 0
+        self._reason = ""
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to watch; called in the loop that is to be told of events."""
+        quiet_kopf()
+        loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._keep_going, args=[loop], name="kopf", daemon=True)
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Watch no more."""
+        self._stop.set()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+
+    @property
+    def state(self) -> WatchState:
+        """Whether kopf is watching right now."""
+        return WatchState(is_watching=self._ready.is_set(), ends=self._ends, reason=self._reason)
+
+    def _keep_going(self, loop: asyncio.AbstractEventLoop) -> None:
+        pause = _SHORTEST_PAUSE
+        while not self._stop.is_set():
+            began = datetime.now(UTC)
+            reason = self._watch_once(loop)
+            self._ready.clear()
+            if self._stop.is_set():
+                return
+            self._ends, self._reason = self._ends + 1, reason
+            loop.call_soon_threadsafe(self._on_ended, reason)
+            is_stable = (datetime.now(UTC) - began).total_seconds() > _STABLE
+            pause = _SHORTEST_PAUSE if is_stable else min(2 * pause, _LONGEST_PAUSE)
+            self._stop.wait(pause)
+
+    def _watch_once(self, loop: asyncio.AbstractEventLoop) -> str:
+        """Let kopf run until it ends, and give why it did."""
+        try:
+            asyncio.run(
+                kopf.operator(
+                    registry=self._handlers(loop),
+                    settings=_settings(),
+                    namespaces=sorted(self._namespaces),
+                    standalone=True,
+                    stop_flag=self._stop,
+                    ready_flag=self._ready,
+                )
+            )
+        except Exception as error:  # noqa: BLE001 - whatever ends kopf must not end what runs beside it
+            return f"{type(error).__name__}: {error}"
+        return "it ended without saying why"
+
+    def _handlers(self, loop: asyncio.AbstractEventLoop) -> kopf.OperatorRegistry:
+        registry = kopf.OperatorRegistry()
+
+        def watch(kind: ResourceKind) -> None:
+            def seen(*, event: kopf.RawEvent, **_: object) -> None:
+                body = _plain(event["object"])
+                loop.call_soon_threadsafe(self._on_event, kind, event["type"], body)
+
+            kopf.on.event(kind.group, kind.version, kind.plural, registry=registry)(seen)
+
+        for kind in (CRONS, JOBS, NAMESPACES):
+            watch(kind)
+        kopf.on.login(registry=registry, errors=kopf.ErrorsMode.TEMPORARY)(self._log_in)
+        return registry
+
+    async def _log_in(self, **_: object) -> kopf.ConnectionInfo:
+        found = await load_configuration(self._kubeconfig)
+        credential = await found.get_api_key_with_prefix("BearerToken")
+        return kopf.ConnectionInfo(
+            server=found.host,
+            ca_path=found.ssl_ca_cert,
+            scheme="Bearer" if credential else None,
+            token=credential.split(" ", 1)[1] if credential else None,
+            certificate_path=found.cert_file,
+            private_key_path=found.key_file,
+            # A pod's token is replaced now and then.
+            expiration=datetime.now(UTC) + _CREDENTIALS_LIFE if credential else None,
+        )
+
+
+def _plain(body: Mapping[str, Any]) -> Body:
+    return {key: value for key, value in body.items() if key != "managedFields"}
+
+
+def _settings() -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    settings.peering.standalone = True
+    settings.posting.enabled = False
+    settings.watching.server_timeout = _WATCH_SERVER_TIMEOUT
+    settings.watching.client_timeout = _WATCH_CLIENT_TIMEOUT
+    settings.scanning.disabled = False
+    return settings
+
+
+def quiet_kopf() -> None:
+    """Keep kopf from telling of each event in the log, where bodies would be seen."""
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    logging.getLogger("kopf.objects").setLevel(logging.ERROR)
