@@ -96,6 +96,12 @@ def runner() -> None:
 
 
 @app.command()
+def operator() -> None:
+    """Run the runner in a cluster, with everything that Kubernetes has to do with it."""
+    _role("cronplane_cli.operator_role", extra="operator").serve()
+
+
+@app.command()
 def crd() -> None:
     """Print the definitions of the resources Cron and Runner, for `kubectl apply -f -`."""
     typer.echo(_role("cronplane_cli.resource_definitions_page", extra="operator").page(), nl=False)

@@ -9,6 +9,7 @@ class _PlainDumper(yaml.SafeDumper):
     """Writes what stands in two places twice, since few people read YAML's anchors."""
 
     def ignore_aliases(self, data: object) -> bool:
+        del data
         return True
 
 

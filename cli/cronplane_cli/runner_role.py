@@ -22,7 +22,7 @@ def serve() -> None:
     settings = read_settings(RunnerSettings)
     load_entries()
     collect_garbage_rarely()
-    asyncio.run(_run_until_signalled(settings))
+    asyncio.run(_serve(settings))
 
 
 def collect_garbage_rarely() -> None:
@@ -31,9 +31,14 @@ def collect_garbage_rarely() -> None:
     gc.set_threshold(100_000, 50, 100)
 
 
-async def _run_until_signalled(settings: RunnerSettings) -> None:
+async def _serve(settings: RunnerSettings) -> None:
     recorder = RunRecorder()
     runner = Runner(settings=settings, registry=CRON_REGISTRY, recorder=recorder)
+    await run_until_signalled(runner, settings=settings, recorder=recorder)
+
+
+async def run_until_signalled(runner: Runner, *, settings: RunnerSettings, recorder: RunRecorder) -> None:
+    """Run a runner with its own server of metrics and probes until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, runner.stop)

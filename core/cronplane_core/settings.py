@@ -131,7 +131,7 @@ class KubernetesSettings(BaseSettings):
         "one organization",
     )
     mirror_writes_per_second: float = Field(
-        default=50.0, gt=0, le=1000, description="writes of Cron resources in a second, at most"
+        default=100.0, gt=0, le=1000, description="writes of Cron resources in a second, at most"
     )
 
 

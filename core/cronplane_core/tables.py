@@ -396,6 +396,16 @@ apscheduler_jobs = Table(
     Column("generation", BigInteger, nullable=False),
 )
 
+cron_mirrors = Table(
+    "cron_mirrors",
+    metadata,
+    Column("cron_id", Uuid, ForeignKey(cron_jobs.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("namespace", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("uid", Text, comment="of the resource that was made there"),
+    UniqueConstraint("namespace", "name", name="cron_mirrors_namespace_name_key"),
+)
+
 leases = Table(
     "leases",
     metadata,

@@ -6,6 +6,8 @@ here.
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+from uuid import UUID
 
 import structlog
 
@@ -20,10 +22,21 @@ from cronplane_operator.runner_metrics import Load, RunnerMetrics
 _LOGGER = "cronplane.runner"
 
 
+class RunListener(Protocol):
+    """Who else is to learn of what happens in a runner, in the runner's own loop."""
+
+    def touched(self, cron_ids: Iterable[UUID]) -> None:
+        """Learn that something has become of runs of these crons."""
+
+    def observed(self, load: Load) -> None:
+        """Learn, once a second, how much there is to do."""
+
+
 class RunRecorder:
     """Tells people and machines what the runner does. `process` is what the process already tells of itself."""
 
-    def __init__(self, process: ProcessMetrics | None = None) -> None:
+    def __init__(self, process: ProcessMetrics | None = None, *, listeners: Sequence[RunListener] = ()) -> None:
+        self._listeners = listeners
         self._log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(_LOGGER)
         self.process = process or ProcessMetrics()
         self._metrics = RunnerMetrics(self.process.registry)
@@ -62,6 +75,8 @@ class RunRecorder:
     def observed(self, load: Load) -> None:
         """Take in how much there is to do; it happens each second, so that no line tells of it."""
         self._metrics.observed(load)
+        for listener in self._listeners:
+            listener.observed(load)
 
     def reconciled(self, *, changed: int, removed: int, scheduled: int) -> None:
         """Record that APScheduler's jobs were brought up to the table."""
@@ -76,6 +91,7 @@ class RunRecorder:
     def claimed(self, runs: Sequence[NewRun]) -> None:
         """Record what became of fires; those that are queued are told in a line when they finish."""
         self._metrics.claimed(runs)
+        self._touch(runs)
         for run in runs:
             if run.status is RunStatus.QUEUED:
                 continue
@@ -105,6 +121,7 @@ class RunRecorder:
     def started(self, attempts: Sequence[StartedAttempt]) -> None:
         """Record attempts that passed the start gate; a line tells of each run when it finishes."""
         self._metrics.started(attempts)
+        self._touch(attempts)
 
     def attempts_ended(self, outcomes: Iterable[str]) -> None:
         """Record how attempts ended; a line tells of the runs."""
@@ -118,12 +135,17 @@ class RunRecorder:
     def finished(self, runs: Sequence[FinishedRun]) -> None:
         """Record runs that reached a terminal state, a line each."""
         self._metrics.finished(runs)
+        self._touch(runs)
         shows_completed = logging.getLogger(_LOGGER).isEnabledFor(logging.INFO)
         for run in runs:
             if run.status is not RunStatus.COMPLETED:
                 self._finished(self._log.warning, run)
             elif shows_completed:
                 self._finished(self._log.info, run)
+
+    def _touch(self, happened: Sequence[NewRun | StartedAttempt | FinishedRun]) -> None:
+        for listener in self._listeners:
+            listener.touched(each.cron_id for each in happened)
 
     def _finished(self, log: Callable[..., object], run: FinishedRun) -> None:
         log(
@@ -159,6 +181,11 @@ class RunRecorder:
         """Record a result that PostgreSQL does not take; `error` is the kind of refusal, without the value."""
         self._log.warning("result refused", run_id=run_id, error=error)
         self._metrics.result_refused()
+
+    def watch_ended(self, *, reason: str) -> None:
+        """Record that kopf ended by itself; it is started again shortly, and crons fire meanwhile."""
+        self._log.warning("kopf ended and is started again", reason=reason)
+        self._metrics.watch_ended()
 
     def scanned(self, report: ScanReport) -> None:
         """Record what a scan of the whole record found: a line per kind of violation, with the first few of it."""

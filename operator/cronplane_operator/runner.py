@@ -10,7 +10,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime
 from functools import partial
 from uuid import uuid4
 
@@ -404,14 +404,15 @@ class Term:
                     workers=parts.pool.alive,
                     busy=parts.pool.busy,
                     next_fire_lag=self._next_fire_lag(parts),
+                    next_fire=_next_fire(parts),
+                    running=parts.dispatcher.running,
                 )
             )
             await asyncio.sleep(_OBSERVE_PAUSE)
 
     def _next_fire_lag(self, parts: _Parts) -> float:
-        unclaimed = [fire for fire in (parts.claimer.executor.earliest_due(), parts.store.next_fire()) if fire]
-        late = self._clock.now() - min(unclaimed, default=self._clock.now())
-        return max(late.total_seconds(), 0.0)
+        now = self._clock.now()
+        return max((now - (_next_fire(parts) or now)).total_seconds(), 0.0)
 
     async def _drain(self, parts: _Parts) -> None:
         """Let running bodies end, and give back what has not begun, before the lease goes."""
@@ -425,6 +426,11 @@ class Term:
         except TimeoutError:
             # PostgreSQL is away, as has been told; the next leader ends what is not recorded.
             return
+
+
+def _next_fire(parts: _Parts) -> datetime | None:
+    """Give the earliest fire that is not claimed (aware, UTC), or None if there is none."""
+    return min(filter(None, (parts.claimer.executor.earliest_due(), parts.store.next_fire())), default=None)
 
 
 def _scheduler(store: CronJobStore, claimer: Claimer) -> AsyncIOScheduler:

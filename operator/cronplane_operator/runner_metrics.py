@@ -24,16 +24,22 @@ _OTHER_REASON = "Other"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What a leader has to do at one moment. `next_fire_lag`: seconds by which the earliest unclaimed fire is late."""
+    """What a leader has to do at one moment.
+
+    `next_fire` (aware, UTC) is the earliest fire that is not claimed, `next_fire_lag` by how many seconds it is late;
+    `running` counts the attempts in the leader's own workers.
+    """
 
     scheduled: int
     queued: int
     workers: int
     busy: int
     next_fire_lag: float
+    next_fire: datetime | None
+    running: int
 
 
-_NO_LOAD = Load(scheduled=0, queued=0, workers=0, busy=0, next_fire_lag=0.0)
+_NO_LOAD = Load(scheduled=0, queued=0, workers=0, busy=0, next_fire_lag=0.0, next_fire=None, running=0)
 
 
 class RunnerMetrics:
@@ -55,6 +61,7 @@ class RunnerMetrics:
             buckets=_LAG_BUCKETS,
             registry=registry,
         )
+        self._watch_ends = counter("watch_ends", "Times that kopf ended by itself and was started again")
         self._attempts_started = counter("attempts_started", "Attempts that passed the start gate")
         self._attempts_ended = counter("attempts_ended", "Attempts that are over", "outcome")
         self._superseded = counter("attempts_superseded", "Ends that were reported of attempts that were over already")
@@ -140,6 +147,10 @@ class RunnerMetrics:
         self._workers.set(load.workers)
         self._busy.set(load.busy)
         self._next_fire_lag.set(load.next_fire_lag)
+
+    def watch_ended(self) -> None:
+        """Count an end of kopf."""
+        self._watch_ends.inc()
 
     def scanned(self, violations: Mapping[ViolationKind, int], *, seconds: float) -> None:
         """Tell what the last scan found; a kind of which it found none is told, too."""

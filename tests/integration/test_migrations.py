@@ -67,6 +67,10 @@ ROWS["0004"] = (
     + "UPDATE scheduler.cron_runs SET deadline = now(), rerun_of = gen_random_uuid(); "
     + "UPDATE scheduler.cron_attempts SET deadline = now(), callback_hash = 'hash';"
 )
+ROWS["0005"] = (
+    ROWS["0004"]
+    + "INSERT INTO scheduler.cron_mirrors SELECT id, 'acme', id::text, 'a uid' FROM scheduler.cron_jobs;"
+)
 
 
 FORBIDDEN = [

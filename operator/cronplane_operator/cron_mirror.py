@@ -1,0 +1,347 @@
+"""Keeps the Cron resources equal to the table: crons of the API are mirrored, those of resources get their status.
+
+Level-triggered: it compares both sides, whole at intervals and in part when it was told of something, and writes only
+what differs, at a bounded rate. What it cannot write waits; nothing waits for it, and no status is ever read back.
+"""
+
+import asyncio
+from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from cronplane_core import cron_mirror_repository as mirrors
+from cronplane_core import job_state_repository
+from cronplane_core import lease as leases
+from cronplane_core.cron_mirror_repository import MirrorPlace, ShownCron
+from cronplane_core.database import DatabaseUnavailableError, transaction
+from cronplane_core.kubernetes_client import (
+    CRONS,
+    Body,
+    KubernetesClient,
+    KubernetesError,
+    KubernetesRefusedError,
+    KubernetesUnavailableError,
+    ResourceConflictError,
+    ResourceNotFoundError,
+)
+from cronplane_core.settings import KubernetesSettings
+from cronplane_core.tables import ACTIVE_STATUSES, CronSource
+from cronplane_operator.cron_mirror_plan import (
+    CRON_ID_LABEL,
+    MIRROR_RESTORED,
+    MIRROR_REVERTED,
+    MirrorWrite,
+    Remark,
+    is_label,
+    mirror_body,
+    plan_status,
+    plan_write,
+    readable_label,
+    remarks_on,
+)
+from cronplane_operator.leader_extension import TermContext
+from cronplane_operator.resource_events import ResourceEvents
+from cronplane_operator.runner_metrics import Load
+from cronplane_operator.write_pacer import WritePacer
+
+FIELD_MANAGER = "cronplane"
+# Seconds. A hint that was lost, or a watch that was silent, costs at most this.
+_COMPARISON_INTERVAL = 60.0
+# What comes within this many seconds is written together.
+_GATHER = 0.5
+_UNSETTLED_PAUSE = 2.0
+_LONGEST_BACKOFF = 30.0
+_PAGE = 1000
+_AT_ONCE = 8
+_NO_ID = UUID(int=0)
+_Key = tuple[str, str]
+
+
+@dataclass(slots=True)
+class MirrorState:
+    """How far the mirror has come; `trouble` is why it does not get on, or empty."""
+
+    written: int = 0
+    backlog: int = 0
+    trouble: str = ""
+    trouble_reason: str = ""
+
+
+class CronMirror:
+    """Mirrors for one installation, while its process leads."""
+
+    def __init__(self, *, settings: KubernetesSettings, client: KubernetesClient) -> None:
+        self._settings = settings
+        self._client = client
+        self._homes = _homes(settings.namespaces)
+        self._pacer = WritePacer(per_second=settings.mirror_writes_per_second)
+        self._resources: dict[_Key, Body] = {}
+        self._dirty: set[UUID] = set()
+        # Those of which something is bound to change soon, without anybody telling.
+        self._unsettled: set[UUID] = set()
+        self._seen_until = 0
+        self._generations: dict[UUID, int] = {}
+        self._events = ResourceEvents(client=client)
+        self._is_all_dirty = self._is_list_due = True
+        self._wake = asyncio.Event()
+        self.state = MirrorState()
+
+    @property
+    def namespaces(self) -> list[str]:
+        """The namespaces in which there may be Cron resources of this installation."""
+        return sorted({*self._settings.namespaces, self._settings.release_namespace})
+
+    def observed(self, load: Load) -> None:
+        """Take no notice: how much there is to do is not told of single crons."""
+
+    def touched(self, cron_ids: Iterable[UUID]) -> None:
+        """Learn that something has become of these crons."""
+        self._dirty.update(cron_ids)
+        self._wake.set()
+
+    def resource_seen(self, event: str | None, body: Body) -> None:
+        """Learn what a Cron resource is, or that it is gone (`DELETED`)."""
+        key = _key(body)
+        if event == "DELETED":
+            self._resources.pop(key, None)
+        elif _is_newer(body, self._resources.get(key)):
+            self._resources[key] = body
+        else:
+            return
+        self.touched(self._meant(body))
+
+    def _meant(self, body: Body) -> list[UUID]:
+        """Name the cron that a resource's label names: a hint what to look at, since anybody may edit it."""
+        try:
+            return [UUID(body["metadata"]["labels"][CRON_ID_LABEL])]
+        except (KeyError, ValueError):
+            self._is_all_dirty = True
+            return []
+
+    def loops(self, term: TermContext) -> Sequence[Coroutine[None, None, None]]:
+        """Mirror until the term ends."""
+        return [self._keep_equal(term), self._compare_at_intervals(term)]
+
+    async def _compare_at_intervals(self, term: TermContext) -> None:
+        while True:
+            self._is_all_dirty = self._is_list_due = True
+            self._wake.set()
+            await asyncio.sleep(term.clock.real_seconds(_COMPARISON_INTERVAL))
+
+    async def _keep_equal(self, term: TermContext) -> None:
+        crons, runs = term.crons_changed.subscribe(), term.runs_changed.subscribe()
+        pause = _GATHER
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_UNSETTLED_PAUSE if self._unsettled else None):
+                    await _any_of(self._wake, crons, runs)
+            await asyncio.sleep(pause)
+            for event in (self._wake, crons, runs):
+                event.clear()
+            try:
+                await self._compare(term)
+            except (KubernetesError, DatabaseUnavailableError) as error:
+                self._put_off(error)
+                pause = min(2 * pause, _LONGEST_BACKOFF)
+            else:
+                self.state.trouble = self.state.trouble_reason = ""
+                pause = _GATHER
+
+    def _put_off(self, error: Exception) -> None:
+        self.state.trouble = str(error)
+        missing = isinstance(error, ResourceNotFoundError)
+        self.state.trouble_reason = (
+            "ResourceDefinitionMissing" if missing else type(error).__name__.removesuffix("Error")
+        )
+        self._is_all_dirty = True
+        self._wake.set()
+
+    async def _compare(self, term: TermContext) -> None:
+        if self._is_list_due:
+            await self._list()
+            self._is_list_due = False
+        dirty = self._dirty | self._unsettled
+        self._dirty, self._unsettled = set(), set()
+        async with transaction(term.engine) as connection:
+            seen_until = await job_state_repository.snapshot(connection)
+            dirty.update(await job_state_repository.read_changed(connection, since=self._seen_until))
+        if self._is_all_dirty:
+            self._is_all_dirty = False
+            await self._remove_abandoned(term)
+            await self._compare_all(term)
+        else:
+            await self._compare_some(term, dirty)
+        self._seen_until = seen_until
+
+    async def _list(self) -> None:
+        found = [
+            body for namespace in self.namespaces for body in await self._client.list_all(CRONS, namespace=namespace)
+        ]
+        self._resources = {_key(body): body for body in found}
+
+    async def _compare_all(self, term: TermContext) -> None:
+        after, refusals = _NO_ID, list[KubernetesRefusedError]()
+        while True:
+            async with transaction(term.engine) as connection:
+                now = await leases.check(connection, lease=term.lease)
+                crons = await mirrors.read_page(connection, after=after, limit=_PAGE)
+            if not crons:
+                break
+            refusals += await self._write_all(term, crons, now)
+            after = crons[-1].id
+        for refusal in refusals:
+            raise refusal
+
+    async def _compare_some(self, term: TermContext, cron_ids: Collection[UUID]) -> None:
+        async with transaction(term.engine) as connection:
+            now = await leases.check(connection, lease=term.lease)
+            crons = await mirrors.read_by_id(connection, cron_ids=list(cron_ids))
+        if len(crons) < len(cron_ids):
+            await self._remove_abandoned(term)
+        for refusal in await self._write_all(term, crons, now):
+            raise refusal
+
+    async def _write_all(
+        self, term: TermContext, crons: Collection[ShownCron], now: datetime
+    ) -> list[KubernetesRefusedError]:
+        """Write what differs; gives what Kubernetes refused, since one that it does not take keeps no other back."""
+        by_uid = {body["metadata"]["uid"]: body for body in self._resources.values()}
+        self.state.backlog = len(crons)
+        allowed = asyncio.Semaphore(_AT_ONCE)
+        refusals: list[KubernetesRefusedError] = []
+
+        async def write(cron: ShownCron) -> None:
+            async with allowed:
+                try:
+                    await self._write(term, cron, by_uid.get(cron.source_uid or ""), now)
+                except KubernetesRefusedError as error:
+                    refusals.append(error)
+                self.state.backlog -= 1
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for cron in crons:
+                    group.create_task(write(cron))
+        except* KubernetesUnavailableError as errors:
+            raise errors.exceptions[0] from errors
+        return refusals
+
+    async def _write(self, term: TermContext, cron: ShownCron, registered: Body | None, now: datetime) -> None:
+        if not cron.is_scheduled or any(run.status in ACTIVE_STATUSES for run in cron.runs):
+            self._unsettled.add(cron.id)
+        if cron.source is CronSource.API:
+            await self._mirror(term, cron, now)
+        elif registered is not None:
+            await self._write_status(plan_status(cron, registered, now=now), registered, now)
+
+    async def _mirror(self, term: TermContext, cron: ShownCron, now: datetime) -> None:
+        place = await self._place(term, cron)
+        actual = self._resources.get((place.namespace, place.name))
+        write = plan_write(cron, actual, now=now)
+        status = write.status
+        if write.spec is not None:
+            before, actual = actual, await self._write_spec(cron, place, write)
+            self._resources[_key(actual)] = actual
+            async with transaction(term.engine) as connection:
+                await leases.check(connection, lease=term.lease)
+                await mirrors.keep_uid(connection, cron_id=cron.id, uid=actual["metadata"]["uid"])
+            if (remark := self._remark_on_edit(cron, before, place)) is not None:
+                await self._events.tell(actual, remark, now=now)
+            self._generations[cron.id] = cron.generation
+            status = plan_status(cron, actual, now=now)
+        if actual is not None:
+            await self._write_status(status, actual, now)
+
+    def _remark_on_edit(self, cron: ShownCron, before: Body | None, place: MirrorPlace) -> Remark | None:
+        """Say that somebody had changed a mirror; if the cron has changed since it was written, it was us."""
+        if before is None:
+            return MIRROR_RESTORED if place.uid is not None else None
+        return MIRROR_REVERTED if self._generations.get(cron.id) == cron.generation else None
+
+    async def _place(self, term: TermContext, cron: ShownCron) -> MirrorPlace:
+        """Give where the mirror of a cron is; the first time it is found under its own name, if nobody has that."""
+        if cron.place is not None:
+            return cron.place
+        namespace = self._homes.get(cron.organization_id, self._settings.release_namespace)
+        names = [cron.name] if is_label(cron.name) and (namespace, cron.name) not in self._resources else []
+        for name in [*names, readable_label(cron.name, cron.id)]:
+            async with transaction(term.engine) as connection:
+                await leases.check(connection, lease=term.lease)
+                if await mirrors.take_place(connection, cron_id=cron.id, namespace=namespace, name=name):
+                    return MirrorPlace(namespace=namespace, name=name, uid=None)
+        raise ResourceConflictError(f"No name is free for cron {cron.id}", status=409, reason="AlreadyExists")
+
+    async def _write_spec(self, cron: ShownCron, place: MirrorPlace, write: MirrorWrite) -> Body:
+        body = mirror_body(
+            cron,
+            namespace=place.namespace,
+            name=place.name,
+            installation=self._settings.installation,
+            spec=write.spec or {},
+        )
+        await self._pacer.wait()
+        applied = await self._client.apply(CRONS, body, namespace=place.namespace, manager=FIELD_MANAGER)
+        if write.surplus:
+            surplus = {"spec": dict.fromkeys(write.surplus)}
+            applied = await self._client.patch(CRONS, surplus, name=place.name, namespace=place.namespace)
+        self.state.written += 1
+        return applied
+
+    async def _write_status(self, status: Body | None, actual: Body, now: datetime) -> None:
+        if status is None:
+            return
+        metadata = actual["metadata"]
+        body = {
+            "apiVersion": actual["apiVersion"],
+            "kind": actual["kind"],
+            "metadata": {"name": metadata["name"], "namespace": metadata["namespace"]},
+            "status": status,
+        }
+        await self._pacer.wait()
+        applied = await self._client.apply(
+            CRONS, body, namespace=metadata["namespace"], manager=FIELD_MANAGER, subresource="status"
+        )
+        self._resources[_key(applied)] = applied
+        self.state.written += 1
+        for remark in remarks_on(actual.get("status", {}), status):
+            await self._events.tell(applied, remark, now=now)
+
+    async def _remove_abandoned(self, term: TermContext) -> None:
+        async with transaction(term.engine) as connection:
+            await leases.check(connection, lease=term.lease)
+            abandoned = await mirrors.read_abandoned(connection)
+        for cron_id, place in abandoned.items():
+            await self._pacer.wait()
+            # It may be gone, and another one may have its name.
+            with suppress(ResourceNotFoundError, ResourceConflictError):
+                await self._client.delete(CRONS, name=place.name, namespace=place.namespace, uid=place.uid)
+            self._resources.pop((place.namespace, place.name), None)
+            async with transaction(term.engine) as connection:
+                await leases.check(connection, lease=term.lease)
+                await mirrors.give_place_up(connection, cron_id=cron_id)
+
+
+def _homes(namespaces: Mapping[str, UUID]) -> dict[UUID, str]:
+    """Give each organization the first of its namespaces."""
+    return {organization: namespace for namespace, organization in sorted(namespaces.items(), reverse=True)}
+
+
+def _key(body: Body) -> _Key:
+    return body["metadata"]["namespace"], body["metadata"]["name"]
+
+
+def _is_newer(body: Body, known: Body | None) -> bool:
+    if known is None or known["metadata"]["uid"] != body["metadata"]["uid"]:
+        return True
+    return int(body["metadata"]["resourceVersion"]) > int(known["metadata"]["resourceVersion"])
+
+
+async def _any_of(*events: asyncio.Event) -> None:
+    waiting = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
