@@ -150,11 +150,10 @@ class CronMirror:
                 pause = _GATHER
 
     def _put_off(self, error: Exception) -> None:
-        self.state.trouble = str(error)
-        missing = isinstance(error, ResourceNotFoundError)
-        self.state.trouble_reason = (
-            "ResourceDefinitionMissing" if missing else type(error).__name__.removesuffix("Error")
-        )
+        self.state.trouble, self.state.trouble_reason = str(error), type(error).__name__.removesuffix("Error")
+        if isinstance(error, ResourceNotFoundError):
+            self.state.trouble = "the definition of Cron is missing (`cronplane crd` prints it), or a namespace is"
+            self.state.trouble_reason = "ResourceDefinitionMissing"
         self._is_all_dirty = True
         self._wake.set()
 
