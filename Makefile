@@ -22,6 +22,10 @@ install: $(READY) ## Make the environment (.venv) from the lock file
 test: $(READY) ## Run all tests on a real embedded PostgreSQL
 	$(BIN)/python -m pytest
 
+.PHONY: test-cluster
+test-cluster: $(READY) ## Run the tests that need a cluster: KUBECONFIG set, kubectl and helm in PATH
+	$(BIN)/python -m pytest tests/cluster
+
 .PHONY: demo
 demo: $(READY) ## Start the whole system with a cron of every entry; Ctrl-C stops it
 	$(BIN)/python examples/demo/demo.py

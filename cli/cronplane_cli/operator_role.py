@@ -4,7 +4,7 @@ import asyncio
 
 from cronplane_cli.environment import read_settings
 from cronplane_cli.runner_role import collect_garbage_rarely, run_until_signalled
-from cronplane_core.kubernetes_client import CRONS, Body, KubernetesClient, ResourceKind
+from cronplane_core.kubernetes_client import KubernetesClient
 from cronplane_core.log import configure_logging
 from cronplane_core.settings import KubernetesSettings, LogSettings, RunnerSettings
 from cronplane_entries.registry import CRON_REGISTRY, load_entries
@@ -32,14 +32,10 @@ async def _serve(settings: RunnerSettings, cluster: KubernetesSettings) -> None:
         )
         recorder = RunRecorder(listeners=[mirror, resource])
 
-        def seen(kind: ResourceKind, event: str | None, body: Body) -> None:
-            if kind == CRONS:
-                mirror.resource_seen(event, body)
-
         watch = KopfWatch(
             namespaces=mirror.namespaces,
             kubeconfig=cluster.kubeconfig,
-            on_event=seen,
+            on_event=mirror.resource_seen,
             on_ended=lambda reason: recorder.watch_ended(reason=reason),
         )
         runner = Runner(settings=settings, registry=CRON_REGISTRY, recorder=recorder, extensions=[mirror, resource])

@@ -51,11 +51,13 @@ FIELD_MANAGER = "cronplane"
 _COMPARISON_INTERVAL = 60.0
 # What comes within this many seconds is written together.
 _GATHER = 0.5
-_UNSETTLED_PAUSE = 2.0
+_RESYNC_INTERVAL = 2.0
 _LONGEST_BACKOFF = 30.0
 _PAGE = 1000
 _AT_ONCE = 8
 _NO_ID = UUID(int=0)
+_METADATA = frozenset({"generation", "labels", "name", "namespace", "resourceVersion", "uid"})
+_PARTS = frozenset({"apiVersion", "kind", "spec", "status"})
 _Key = tuple[str, str]
 
 
@@ -107,7 +109,7 @@ class CronMirror:
         if event == "DELETED":
             self._resources.pop(key, None)
         elif _is_newer(body, self._resources.get(key)):
-            self._resources[key] = body
+            self._resources[key] = _kept(body)
         else:
             return
         self.touched(self._meant(body))
@@ -135,7 +137,7 @@ class CronMirror:
         pause = _GATHER
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(_UNSETTLED_PAUSE if self._unsettled else None):
+                async with asyncio.timeout(_RESYNC_INTERVAL):
                     await _any_of(self._wake, crons, runs)
             await asyncio.sleep(pause)
             for event in (self._wake, crons, runs):
@@ -242,7 +244,7 @@ class CronMirror:
         status = write.status
         if write.spec is not None:
             before, actual = actual, await self._write_spec(cron, place, write)
-            self._resources[_key(actual)] = actual
+            self._resources[_key(actual)] = _kept(actual)
             async with transaction(term.engine) as connection:
                 await leases.check(connection, lease=term.lease)
                 await mirrors.keep_uid(connection, cron_id=cron.id, uid=actual["metadata"]["uid"])
@@ -302,7 +304,7 @@ class CronMirror:
         applied = await self._client.apply(
             CRONS, body, namespace=metadata["namespace"], manager=FIELD_MANAGER, subresource="status"
         )
-        self._resources[_key(applied)] = applied
+        self._resources[_key(applied)] = _kept(applied)
         self.state.written += 1
         for remark in remarks_on(actual.get("status", {}), status):
             await self._events.tell(applied, remark, now=now)
@@ -329,6 +331,12 @@ def _homes(namespaces: Mapping[str, UUID]) -> dict[UUID, str]:
 
 def _key(body: Body) -> _Key:
     return body["metadata"]["namespace"], body["metadata"]["name"]
+
+
+def _kept(body: Body) -> Body:
+    """Leave out what is never looked at, above all who manages which field, which is more than all the rest."""
+    metadata = {name: value for name, value in body["metadata"].items() if name in _METADATA}
+    return {name: value for name, value in body.items() if name in _PARTS} | {"metadata": metadata}
 
 
 def _is_newer(body: Body, known: Body | None) -> bool:

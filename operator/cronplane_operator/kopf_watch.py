@@ -1,4 +1,4 @@
-"""Kopf, in a thread and a loop of its own: it watches Crons, Jobs and namespaces, and tells of what it saw.
+"""Kopf, in a thread and a loop of its own: it watches Crons, and tells of what it saw.
 
 Kopf ends as a whole when the API server is away at its start, when its CRD is deleted or when a right is missing, and
 when it ends it cancels tasks that are not its own; so it shares no loop with the runner, and is started again with
@@ -16,18 +16,20 @@ from typing import Any
 
 import kopf
 
-from cronplane_core.kubernetes_client import CRONS, JOBS, NAMESPACES, Body, ResourceKind, load_configuration
+from cronplane_core.kubernetes_client import CRONS, Body, load_configuration
 
-# Seconds: silent watches are cut, so that what was missed is listed again.
-_WATCH_SERVER_TIMEOUT = 55
-_WATCH_CLIENT_TIMEOUT = 65
+# Seconds. A watch is asked for anew, so that one that fell silent, or whose right was taken away, is noticed soon.
+_WATCH_SERVER_TIMEOUT = 10
+_WATCH_CLIENT_TIMEOUT = 15
+# Kopf's own tries before it ends; the long waits are those between its starts.
+_REQUEST_BACKOFFS = (0.5, 1.0, 2.0)
 _SHORTEST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
 # After so many seconds of service an end counts as the first one.
 _STABLE = 120.0
 _CREDENTIALS_LIFE = timedelta(minutes=1)
 
-OnEvent = Callable[[ResourceKind, str | None, Body], None]
+OnEvent = Callable[[str | None, Body], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +42,7 @@ class WatchState:
 
 
 class KopfWatch:
-    """Keeps kopf going. `on_event` is called in the loop that started it: kind, event type (None from a list), body."""
+    """Keeps kopf going. `on_event` is called in the loop that started it: event type (None from a list), body."""
 
     def __init__(
         self,
@@ -55,6 +57,7 @@ class KopfWatch:
         self._on_event = on_event
         self._on_ended = on_ended
         self._stop = threading.Event()
+        self._stop_kopf = threading.Event()
         self._ready = threading.Event()
         self._ends = 0
         self._reason = ""
@@ -70,6 +73,7 @@ class KopfWatch:
     async def stop(self) -> None:
         """Watch no more."""
         self._stop.set()
+        self._stop_kopf.set()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
 
@@ -94,33 +98,36 @@ class KopfWatch:
 
     def _watch_once(self, loop: asyncio.AbstractEventLoop) -> str:
         """Let kopf run until it ends, and give why it did."""
+        self._stop_kopf = threading.Event()
+        if self._stop.is_set():
+            self._stop_kopf.set()
         try:
-            asyncio.run(
-                kopf.operator(
-                    registry=self._handlers(loop),
-                    settings=_settings(),
-                    namespaces=sorted(self._namespaces),
-                    standalone=True,
-                    stop_flag=self._stop,
-                    ready_flag=self._ready,
-                )
-            )
+            asyncio.run(self._serve(loop, self._stop_kopf))
         except Exception as error:  # noqa: BLE001 - whatever ends kopf must not end what runs beside it
             return f"{type(error).__name__}: {error}"
         return "it ended without saying why"
 
+    async def _serve(self, loop: asyncio.AbstractEventLoop, stop: threading.Event) -> None:
+        try:
+            await kopf.operator(
+                registry=self._handlers(loop),
+                settings=_settings(),
+                namespaces=sorted(self._namespaces),
+                standalone=True,
+                stop_flag=stop,
+                ready_flag=self._ready,
+            )
+        finally:
+            # Kopf leaves a thread waiting for its flag, and the loop's end would wait for that thread.
+            stop.set()
+
     def _handlers(self, loop: asyncio.AbstractEventLoop) -> kopf.OperatorRegistry:
         registry = kopf.OperatorRegistry()
 
-        def watch(kind: ResourceKind) -> None:
-            def seen(*, event: kopf.RawEvent, **_: object) -> None:
-                body = _plain(event["object"])
-                loop.call_soon_threadsafe(self._on_event, kind, event["type"], body)
+        def seen(*, event: kopf.RawEvent, **_: object) -> None:
+            loop.call_soon_threadsafe(self._on_event, event["type"], _plain(event["object"]))
 
-            kopf.on.event(kind.group, kind.version, kind.plural, registry=registry)(seen)
-
-        for kind in (CRONS, JOBS, NAMESPACES):
-            watch(kind)
+        kopf.on.event(CRONS.group, CRONS.version, CRONS.plural, registry=registry)(seen)
         kopf.on.login(registry=registry, errors=kopf.ErrorsMode.TEMPORARY)(self._log_in)
         return registry
 
@@ -149,7 +156,7 @@ def _settings() -> kopf.OperatorSettings:
     settings.posting.enabled = False
     settings.watching.server_timeout = _WATCH_SERVER_TIMEOUT
     settings.watching.client_timeout = _WATCH_CLIENT_TIMEOUT
-    settings.scanning.disabled = False
+    settings.networking.error_backoffs = _REQUEST_BACKOFFS
     return settings
 
 

@@ -132,7 +132,11 @@ def _definition(
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{kind.plural}.{kind.group}"},
+        # With their definition all resources would go, also those that people applied.
+        "metadata": {
+            "name": f"{kind.plural}.{kind.group}",
+            "annotations": {"helm.sh/resource-policy": "keep"},
+        },
         "spec": {
             "group": kind.group,
             "scope": "Namespaced",

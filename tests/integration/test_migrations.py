@@ -68,8 +68,7 @@ ROWS["0004"] = (
     + "UPDATE scheduler.cron_attempts SET deadline = now(), callback_hash = 'hash';"
 )
 ROWS["0005"] = (
-    ROWS["0004"]
-    + "INSERT INTO scheduler.cron_mirrors SELECT id, 'acme', id::text, 'a uid' FROM scheduler.cron_jobs;"
+    ROWS["0004"] + "INSERT INTO scheduler.cron_mirrors SELECT id, 'acme', id::text, 'a uid' FROM scheduler.cron_jobs;"
 )
 
 

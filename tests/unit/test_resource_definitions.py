@@ -1,6 +1,7 @@
 """The CRDs: structural, as people apply them, and of one mind with the API's models."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,3 +65,8 @@ def test_the_page_holds_the_definitions_and_no_anchor() -> None:
     written = page()
     assert list(yaml.safe_load_all(written)) == resource_definitions()
     assert "&id" not in written
+
+
+def test_the_chart_installs_these_definitions() -> None:
+    chart = Path(__file__).parents[2] / "helm" / "cronplane" / "files" / "crds.yaml"
+    assert chart.read_text(encoding="utf-8") == page(), "write it anew: cronplane crd > helm/cronplane/files/crds.yaml"

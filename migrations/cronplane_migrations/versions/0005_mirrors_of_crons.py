@@ -1,4 +1,4 @@
-"""Where the mirror of a cron is in a cluster: a name that stays for the cron's life, whatever it is called meanwhile."""
+"""Where the mirror of a cron is in a cluster: a name that stays for the cron's life, whatever it is called later."""
 
 from alembic import op
 

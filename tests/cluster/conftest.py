@@ -1,0 +1,148 @@
+"""A real cluster, given by KUBECONFIG: set up and looked at as its administrator, worked in as the chart's accounts.
+
+`kubectl` and `helm` have to be in PATH. `CRONPLANE_TEST_PROGRAM_COMMAND`, called as `… kill|start PART`, breaks and
+mends parts of the cluster, such as `kube-apiserver`; without it the tests that need it say that they were skipped.
+"""
+
+import json
+import os
+import secrets
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHART = Path(__file__).parents[2] / "helm" / "cronplane"
+# Seconds; generous, since it only keeps a test from waiting forever.
+HANG_GUARD = 60
+RELEASE = "test"
+_KUBECTL = shutil.which("kubectl") or "kubectl"
+_HELM = shutil.which("helm") or "helm"
+
+
+class Kubectl:
+    """`kubectl` as the administrator."""
+
+    def __call__(self, *arguments: str, given: str | None = None) -> str:
+        done = subprocess.run([_KUBECTL, *arguments], input=given, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"kubectl {shlex.join(arguments)}: {done.stderr}"
+        return done.stdout
+
+    def read(self, *arguments: str) -> Any:
+        """Get objects as they are stored."""
+        return json.loads(self("get", *arguments, "--output=json"))
+
+    def wait(self, condition: str, *arguments: str) -> None:
+        """Wait until something is so, by the server's word."""
+        self("wait", f"--for={condition}", f"--timeout={HANG_GUARD}s", *arguments)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installation:
+    """The chart's accounts and rights in namespaces of the test's own."""
+
+    name: str
+    namespace: str
+    tenant: str
+    kubeconfig: Path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cluster() -> None:
+    if not os.environ.get("KUBECONFIG"):
+        pytest.exit("Set KUBECONFIG to the cluster that the tests may use", returncode=2)
+
+
+@pytest.fixture
+def kubectl() -> Kubectl:
+    return Kubectl()
+
+
+@pytest.fixture
+def apply_chart(kubectl: Kubectl) -> Callable[..., None]:
+    """Apply what the chart makes of these values, in a namespace."""
+
+    def apply(namespace: str, values: dict[str, Any]) -> None:
+        options = ["--namespace", namespace, "--kube-version", "1.34", "--values", "-"]
+        rendered = subprocess.run(
+            [_HELM, "template", RELEASE, str(CHART), *options],
+            input=json.dumps(values),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert rendered.returncode == 0, rendered.stderr
+        kubectl("apply", "--server-side", "--force-conflicts", "--filename", "-", given=rendered.stdout)
+
+    return apply
+
+
+@pytest.fixture
+def installation(
+    kubectl: Kubectl, apply_chart: Callable[..., None], organization: Any, tmp_path: Path
+) -> Iterator[Installation]:
+    """Install accounts, rights and definitions; `tenant` is the namespace of the test's organization."""
+    suffix = secrets.token_hex(4)
+    namespace, tenant = f"cronplane-{suffix}", f"tenant-{suffix}"
+    for each in (namespace, tenant):
+        kubectl("create", "namespace", each)
+    apply_chart(namespace, {"namespaces": [{"namespace": tenant, "organization": str(organization.id)}]})
+    kubectl.wait("condition=Established", "crd/crons.crons.cronplane.dev", "crd/runners.crons.cronplane.dev")
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(json.dumps(_as_account(kubectl, namespace, f"{RELEASE}-operator")), encoding="utf-8")
+    yield Installation(name=RELEASE, namespace=namespace, tenant=tenant, kubeconfig=kubeconfig)
+    kubectl("delete", "namespace", "--wait=false", namespace, tenant)
+    kubectl("delete", "clusterrole,clusterrolebinding", f"{namespace}-{RELEASE}-operator")
+
+
+def _as_account(kubectl: Kubectl, namespace: str, account: str) -> dict[str, Any]:
+    """Make a kubeconfig of the administrator's into one of a service account."""
+    known = json.loads(kubectl("config", "view", "--raw", "--minify", "--flatten", "--output=json"))
+    token = kubectl("create", "token", account, "--namespace", namespace, "--duration=1h").strip()
+    known["users"] = [{"name": each["name"], "user": {"token": token}} for each in known["users"]]
+    return dict(known)
+
+
+@pytest.fixture
+def start_operator(installation: Installation, organization: Any, start_process: Any) -> Callable[..., Any]:
+    """Start the operator as a process, in the cluster as the chart's account."""
+
+    def start(**settings: object) -> Any:
+        return start_process(
+            "operator",
+            kubeconfig=installation.kubeconfig,
+            installation=installation.name,
+            release_namespace=installation.namespace,
+            namespaces=json.dumps({installation.tenant: str(organization.id)}),
+            **settings,
+        )
+
+    return start
+
+
+@pytest.fixture
+def program() -> Callable[[str, str], None]:
+    """Break or mend a part of the cluster."""
+    command = os.environ.get("CRONPLANE_TEST_PROGRAM_COMMAND")
+    if not command:
+        pytest.skip("CRONPLANE_TEST_PROGRAM_COMMAND is not set, so that no part of the cluster can be broken")
+
+    def call(action: str, part: str) -> None:
+        subprocess.run([*shlex.split(command), action, part], check=True, stdout=subprocess.DEVNULL)
+        if action == "start":
+            _wait_until_it_answers()
+
+    return call
+
+
+def _wait_until_it_answers() -> None:
+    """Ask the API server until it says that it is ready."""
+    give_up = time.monotonic() + HANG_GUARD
+    while subprocess.run([_KUBECTL, "get", "--raw", "/readyz"], capture_output=True, check=False).returncode:
+        assert time.monotonic() < give_up, "the API server does not answer"
