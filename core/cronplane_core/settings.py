@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -106,6 +106,12 @@ class ApiSettings(TokenSettings):
     triggers_per_minute: int = Field(
         default=600, ge=0, le=2**31 - 1, description="triggers of an organization that has no quota of its own"
     )
+    pod_attempts: bool = Field(
+        default=False, description="whether pods prove which attempt they are by tokens that Kubernetes has issued"
+    )
+    kubeconfig: Path | None = Field(
+        default=None, description="how to reach the cluster; left out, by the service account of the pod"
+    )
     api_pool_size: int = Field(default=10, ge=1, le=200, description="connections to PostgreSQL at most")
 
 
@@ -133,6 +139,55 @@ class KubernetesSettings(BaseSettings):
     mirror_writes_per_second: float = Field(
         default=100.0, gt=0, le=1000, description="writes of Cron resources in a second, at most"
     )
+
+
+class PodProfile(BaseModel):
+    """How the pods of an entry are made; what is left out is Kubernetes' own default, or the installation's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image: str | None = Field(default=None, min_length=1, description="with Cronplane and the entry inside")
+    service_account: Namespace | None = Field(default=None, description="left out, the one of all runs")
+    requests: dict[str, str] = Field(default={}, description="resources that a pod is given, as Kubernetes names them")
+    limits: dict[str, str] = Field(default={}, description="resources that a pod may take at most")
+    node_selector: dict[str, str] = {}
+    tolerations: list[dict[str, str | int]] = []
+    environment: dict[str, str] = Field(default={}, description="nothing secret: it is seen in the Job")
+    environment_secrets: list[str] = Field(default=[], description="names of Secrets whose keys become variables")
+    secret_files: dict[str, str] = Field(default={}, description="names of Secrets, and where their files are mounted")
+    image_pull_secrets: list[str] = []
+    runtime_class: str | None = None
+    priority_class: str | None = None
+
+
+class PodSettings(BaseSettings):
+    """How attempts run in pods; without an image, none do."""
+
+    model_config = _CONFIG
+
+    run_image: str | None = Field(
+        default=None,
+        min_length=1,
+        description="the image of runs whose profile names none; left out, nothing runs in pods",
+    )
+    run_namespace: Namespace | None = Field(
+        default=None, description="where the Jobs of runs are made; left out, in the namespace of the installation"
+    )
+    run_service_account: Namespace = Field(
+        default="cronplane-run", description="the account of runs whose profile names none; it needs no rights"
+    )
+    run_api_url: str = Field(
+        default="http://cronplane-api:8080", pattern="^https?://", description="where the API is for pods of runs"
+    )
+    pod_profiles: dict[str, PodProfile] = Field(
+        default={}, description="profiles by name, as a JSON object; an entry that names none has `default`"
+    )
+    pod_start_timeout: Duration = Field(
+        default=timedelta(minutes=10),
+        ge=timedelta(seconds=10),
+        description="how long a pod may take until its attempt begins: pulling its image, finding a node",
+    )
+    pod_launches: int = Field(default=32, ge=1, le=200, description="Jobs that are made at once, at most")
 
 
 class RunnerSettings(TokenSettings):

@@ -406,6 +406,22 @@ cron_mirrors = Table(
     UniqueConstraint("namespace", "name", name="cron_mirrors_namespace_name_key"),
 )
 
+attempt_jobs = Table(
+    "attempt_jobs",
+    metadata,
+    Column("run_id", Uuid, ForeignKey(cron_runs.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("namespace", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("uid", Text, nullable=False, comment="of the Job; a pod that it does not control is not the attempt"),
+    Column("service_account", Text, nullable=False),
+    Column("payload_hash", LargeBinary, comment="SHA-256 of the payload that was put into the Job"),
+    _instant("created_at", default=True),
+    Column("settled_at", DateTime(timezone=True), comment="when nothing was left to do for it"),
+    Column("log", Text, comment="the end of what its pod wrote, bounded"),
+    Index("attempt_jobs_unsettled", "run_id", postgresql_where=text("settled_at IS NULL")),
+)
+
 leases = Table(
     "leases",
     metadata,

@@ -207,6 +207,7 @@ class Executor(Protocol[ExecutionPayload_contra]):
 class CronEntrySpec(Generic[UserPayloadT, ExecutionPayloadT]):
     """An entry: its models, its functions, where it runs, and the defaults of its crons.
 
+    `pod_profile` names how its pods are made, of the administrator's profiles.
     `timeout` bounds one attempt and `attempts` a run, unless a cron asks for others. `completes_by_callback` lets the
     executor return `Accepted`.
     `check_settings` is given the administrator's settings of this entry when a process starts, and raises a
@@ -219,6 +220,7 @@ class CronEntrySpec(Generic[UserPayloadT, ExecutionPayloadT]):
     execution_validator: ExecutionValidator[ExecutionPayloadT]
     executor: Executor[ExecutionPayloadT]
     execution: ExecutionMode = ExecutionMode.IN_PROCESS
+    pod_profile: str = "default"
     timeout: timedelta = timedelta(hours=1)
     attempts: int = 1
     completes_by_callback: bool = False

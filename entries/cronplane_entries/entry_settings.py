@@ -7,12 +7,14 @@ A variable `CRONPLANE_ENTRY_<NAME>_<KEY>` belongs to the entry with the longest 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
-from cronplane_entries.core import EntryError
+from cronplane_entries.core import EntryError, ExecutionMode
 from cronplane_entries.registry import CronRegistry
 
 PREFIX = "CRONPLANE_ENTRY_"
 EntrySettings = Mapping[str, Mapping[str, str]]
 NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
+# Not for the entry itself: where it runs is none of its business.
+_EXECUTION = "execution"
 
 
 class InvalidSettingsError(EntryError):
@@ -26,7 +28,8 @@ def read_entry_settings(environment: Mapping[str, str], registry: CronRegistry) 
         InvalidSettingsError: a setting is not UTF-8, or an entry refuses its settings.
 
     """
-    settings = _by_entry(environment, [str(name) for name in registry])
+    found = _by_entry(environment, [str(name) for name in registry])
+    settings = {name: _without_execution(keys) for name, keys in found.items()}
     for name, spec in registry.items():
         if spec.check_settings is None:
             continue
@@ -35,6 +38,32 @@ def read_entry_settings(environment: Mapping[str, str], registry: CronRegistry) 
         except ValueError as error:
             raise InvalidSettingsError(f"The settings {PREFIX}{name.upper()}_… are refused: {error}") from error
     return settings
+
+
+def read_execution_modes(environment: Mapping[str, str], registry: CronRegistry) -> dict[str, ExecutionMode]:
+    """Give where each entry runs: as `CRONPLANE_ENTRY_<NAME>_EXECUTION` says, or else as its spec does.
+
+    Raises:
+        InvalidSettingsError: a setting is neither `in_process` nor `pod`.
+
+    """
+    settings = _by_entry(environment, [str(name) for name in registry])
+    return {
+        str(name): _execution(str(name), settings.get(name, NO_SETTINGS).get(_EXECUTION, spec.execution.value))
+        for name, spec in registry.items()
+    }
+
+
+def _execution(name: str, mode: str) -> ExecutionMode:
+    try:
+        return ExecutionMode(mode)
+    except ValueError as error:
+        variable = f"{PREFIX}{name.upper()}_{_EXECUTION.upper()}"
+        raise InvalidSettingsError(f"{variable} is neither in_process nor pod") from error
+
+
+def _without_execution(keys: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in keys.items() if key != _EXECUTION}
 
 
 def _by_entry(environment: Mapping[str, str], names: Iterable[str]) -> dict[str, dict[str, str]]:

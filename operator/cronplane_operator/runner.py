@@ -28,7 +28,7 @@ from cronplane_core.run_transitions import QueuedRun
 from cronplane_core.settings import RunnerSettings
 from cronplane_core.signed_tokens import token_signer
 from cronplane_entries.core import ExecutionMode
-from cronplane_entries.entry_settings import EntrySettings, read_entry_settings
+from cronplane_entries.entry_settings import EntrySettings, read_entry_settings, read_execution_modes
 from cronplane_entries.registry import CronRegistry
 from cronplane_operator.account_scan import ScanError, scan
 from cronplane_operator.change_listener import ChangeListener
@@ -444,7 +444,8 @@ def _scheduler(store: CronJobStore, claimer: Claimer) -> AsyncIOScheduler:
 
 
 def _in_process_entries(registry: CronRegistry) -> list[str]:
-    return [str(name) for name, spec in registry.items() if spec.execution is ExecutionMode.IN_PROCESS]
+    modes = read_execution_modes(os.environ, registry)
+    return [name for name, mode in modes.items() if mode is ExecutionMode.IN_PROCESS]
 
 
 async def _signalled_or_elapsed(signal: asyncio.Event, *, seconds: float) -> None:

@@ -70,6 +70,11 @@ ROWS["0004"] = (
 ROWS["0005"] = (
     ROWS["0004"] + "INSERT INTO scheduler.cron_mirrors SELECT id, 'acme', id::text, 'a uid' FROM scheduler.cron_jobs;"
 )
+ROWS["0006"] = (
+    ROWS["0005"]
+    + "INSERT INTO scheduler.attempt_jobs SELECT id, 1, 'runs', 'a-job', 'a uid', 'run', 'hash', now(), now(), 'a log' "
+    + "FROM scheduler.cron_runs;"
+)
 
 
 FORBIDDEN = [
