@@ -21,7 +21,7 @@ from cronplane_core.tables import RunStatus
 class UnlaunchedAttempt:
     """The next attempt of a queued run, for which there is no Job. Instants are aware and in UTC.
 
-    `launch_until` is None if the cron leaves its catch-up window to us; `since` is when the run could have begun.
+    `since` is when it could have begun; `catchup_window` is None if the cron leaves that to us.
     """
 
     run_id: UUID
@@ -30,7 +30,6 @@ class UnlaunchedAttempt:
     cron_id: UUID
     cron_name: str
     entrypoint: str
-    payload_json: str
     scheduled_for: datetime
     timeout: timedelta
     since: datetime
@@ -39,7 +38,7 @@ class UnlaunchedAttempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptJob:
-    """The Job that may run an attempt. `payload_hash` is of the payload inside it, None if none is."""
+    """The Job that may run an attempt."""
 
     run_id: UUID
     number: int
@@ -47,7 +46,6 @@ class AttemptJob:
     name: str
     uid: str
     service_account: str
-    payload_hash: bytes | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,10 +85,9 @@ _UNLAUNCHED = text(
     """
     SELECT run.id AS run_id, run.attempts + 1 AS number, run.organization_id, run.cron_id, cron.name AS cron_name,
            CAST(cron.entrypoint AS text) AS entrypoint,
-           CAST(coalesce(run.execution_payload, cron.execution_payload) AS text) AS payload_json,
            run.scheduled_for, cron.timeout, cron.catchup_window,
-           coalesce(run.not_before, CASE run.trigger_kind WHEN 'schedule' THEN run.scheduled_for ELSE run.created_at END)
-               AS since
+           coalesce(run.not_before, CASE run.trigger_kind WHEN 'schedule' THEN run.scheduled_for
+                                                          ELSE run.created_at END) AS since
     FROM scheduler.cron_runs run JOIN scheduler.cron_jobs cron ON cron.id = run.cron_id
     LEFT JOIN LATERAL (
         SELECT true AS is_launched FROM scheduler.attempt_jobs
@@ -106,22 +103,22 @@ _UNLAUNCHED = text(
 )
 _KEEP = text(
     """
-    INSERT INTO scheduler.attempt_jobs (run_id, number, namespace, name, uid, service_account, payload_hash)
+    INSERT INTO scheduler.attempt_jobs (run_id, number, namespace, name, uid, service_account)
     SELECT kept.* FROM unnest(CAST(:run_ids AS uuid[]), CAST(:numbers AS integer[]), CAST(:namespaces AS text[]),
-                              CAST(:names AS text[]), CAST(:uids AS text[]), CAST(:accounts AS text[]),
-                              CAST(:hashes AS bytea[])) AS kept
+                              CAST(:names AS text[]), CAST(:uids AS text[]), CAST(:accounts AS text[]))
+                              AS kept
     ON CONFLICT DO NOTHING
     """
 )
 _UNSETTLED = text(
     """
-    SELECT job.run_id, job.number, job.namespace, job.name, job.uid, job.service_account, job.payload_hash,
+    SELECT job.run_id, job.number, job.namespace, job.name, job.uid, job.service_account,
            job.created_at, run.organization_id, run.cron_id, CAST(cron.entrypoint AS text) AS entrypoint, run.status,
            run.reason, run.attempts, attempt.run_id IS NOT NULL AS has_begun,
            CASE WHEN attempt.outcome IS NULL THEN attempt.nonce END AS nonce,
            coalesce(attempt.finished_at, run.finished_at) AS ended_at,
-           coalesce(run.not_before, CASE run.trigger_kind WHEN 'schedule' THEN run.scheduled_for ELSE run.created_at END)
-               AS since, cron.catchup_window
+           coalesce(run.not_before, CASE run.trigger_kind WHEN 'schedule' THEN run.scheduled_for
+                                                          ELSE run.created_at END) AS since, cron.catchup_window
     FROM scheduler.attempt_jobs job
     JOIN scheduler.cron_runs run ON run.id = job.run_id
     JOIN scheduler.cron_jobs cron ON cron.id = run.cron_id
@@ -174,7 +171,8 @@ async def read_unlaunched(
     Each organization's oldest come first, then each one's next.
     """
     parameters = {"entrypoints": list(entrypoints), "now": now, "besides": arrays.uuids(besides), "limit": limit}
-    return [UnlaunchedAttempt(**row._mapping) for row in await connection.execute(_UNLAUNCHED, parameters)]
+    found = await connection.execute(_UNLAUNCHED, parameters)
+    return [UnlaunchedAttempt(**row) for row in found.mappings()]
 
 
 async def keep(connection: AsyncConnection, *, jobs: Sequence[AttemptJob]) -> None:
@@ -188,7 +186,6 @@ async def keep(connection: AsyncConnection, *, jobs: Sequence[AttemptJob]) -> No
             "names": arrays.texts(job.name for job in jobs),
             "uids": arrays.texts(job.uid for job in jobs),
             "accounts": arrays.texts(job.service_account for job in jobs),
-            "hashes": [job.payload_hash for job in jobs],
         },
     )
 
@@ -247,7 +244,6 @@ def _job(row: Row[Any]) -> AttemptJob:
         name=row.name,
         uid=row.uid,
         service_account=row.service_account,
-        payload_hash=row.payload_hash,
     )
 
 

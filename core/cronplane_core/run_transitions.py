@@ -417,6 +417,19 @@ _SKIP_NOT_GRANTED = text(
               run.started_at, run.finished_at
     """
 )
+# As a claim would have recorded it: the fire alone, in a range of its own.
+_MISS = text(
+    """
+    UPDATE scheduler.cron_runs run
+    SET status = 'missed', reason = :reason, message = :message, missed_until = scheduled_for, missed_count = 1,
+        finished_at = :now, epoch = :epoch
+    FROM scheduler.cron_jobs cron
+    WHERE run.id = :run_id AND run.status = 'queued' AND run.attempts = 0 AND cron.id = run.cron_id
+    RETURNING run.id, run.organization_id, run.cron_id, cron.name AS cron_name,
+              CAST(cron.entrypoint AS text) AS entrypoint, run.scheduled_for, run.status, run.reason,
+              run.started_at, run.finished_at
+    """
+)
 _QUEUED = text(
     """
     SELECT run.id, run.organization_id
@@ -656,6 +669,14 @@ async def cancel_deleted(connection: AsyncConnection, *, epoch: int, now: dateti
 async def skip_not_granted(connection: AsyncConnection, *, epoch: int, now: datetime) -> list[FinishedRun]:
     """End as `skipped` the queued runs whose organization may not use their entry any more."""
     return _finished(await connection.execute(_SKIP_NOT_GRANTED, {"epoch": epoch, "now": now}))
+
+
+async def miss(
+    connection: AsyncConnection, *, run_id: UUID, reason: str, message: str, epoch: int, now: datetime
+) -> list[FinishedRun]:
+    """End as `missed` a queued run that no attempt was begun of; gives it, or nothing if there is none by now."""
+    parameters = {"run_id": run_id, "reason": reason, "message": message, "epoch": epoch, "now": now}
+    return _finished(await connection.execute(_MISS, parameters))
 
 
 async def queued_runs(

@@ -415,7 +415,6 @@ attempt_jobs = Table(
     Column("name", Text, nullable=False),
     Column("uid", Text, nullable=False, comment="of the Job; a pod that it does not control is not the attempt"),
     Column("service_account", Text, nullable=False),
-    Column("payload_hash", LargeBinary, comment="SHA-256 of the payload that was put into the Job"),
     _instant("created_at", default=True),
     Column("settled_at", DateTime(timezone=True), comment="when nothing was left to do for it"),
     Column("log", Text, comment="the end of what its pod wrote, bounded"),

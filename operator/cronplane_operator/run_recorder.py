@@ -168,6 +168,21 @@ class RunRecorder:
             not_before=None if decision.not_before is None else decision.not_before.isoformat(),
         )
 
+    def delayed(self, *, run_id: UUID, cron_id: UUID, reason: str) -> None:
+        """Record what keeps an attempt in a pod from beginning, once for each reason."""
+        self._log.warning("run is delayed", run_id=str(run_id), cron_id=str(cron_id), reason=reason)
+        for listener in self._listeners:
+            listener.touched([cron_id])
+
+    def launched(self, *, jobs: int) -> None:
+        """Record Jobs that were made, or found made, for attempts."""
+        self._log.info("jobs were launched", jobs=jobs)
+        self._metrics.launched(jobs=jobs)
+
+    def pods_unseen(self, *, reason: str) -> None:
+        """Record that Kubernetes does not show the Jobs of attempts; they are looked at again shortly."""
+        self._log.warning("the jobs of attempts cannot be seen", reason=reason)
+
     def handed_on(self, *, run: RunState) -> None:
         """Record a run whose work somebody else has now."""
         self._log.info("run waits", run_id=str(run.id), attempt=run.attempt)

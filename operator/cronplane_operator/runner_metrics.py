@@ -62,6 +62,7 @@ class RunnerMetrics:
             registry=registry,
         )
         self._watch_ends = counter("watch_ends", "Times that kopf ended by itself and was started again")
+        self._jobs_launched = counter("jobs_launched", "Jobs that were made for attempts, or found made")
         self._attempts_started = counter("attempts_started", "Attempts that passed the start gate")
         self._attempts_ended = counter("attempts_ended", "Attempts that are over", "outcome")
         self._superseded = counter("attempts_superseded", "Ends that were reported of attempts that were over already")
@@ -147,6 +148,10 @@ class RunnerMetrics:
         self._workers.set(load.workers)
         self._busy.set(load.busy)
         self._next_fire_lag.set(load.next_fire_lag)
+
+    def launched(self, *, jobs: int) -> None:
+        """Count Jobs of attempts."""
+        self._jobs_launched.inc(jobs)
 
     def watch_ended(self) -> None:
         """Count an end of kopf."""

@@ -72,7 +72,7 @@ ROWS["0005"] = (
 )
 ROWS["0006"] = (
     ROWS["0005"]
-    + "INSERT INTO scheduler.attempt_jobs SELECT id, 1, 'runs', 'a-job', 'a uid', 'run', 'hash', now(), now(), 'a log' "
+    + "INSERT INTO scheduler.attempt_jobs SELECT id, 1, 'runs', 'a-job', 'a uid', 'run', now(), now(), 'a log' "
     + "FROM scheduler.cron_runs;"
 )
 

@@ -14,7 +14,6 @@ STATEMENTS = (
         name text NOT NULL,
         uid text NOT NULL,
         service_account text NOT NULL,
-        payload_hash bytea,
         created_at timestamptz NOT NULL DEFAULT scheduler.now(),
         settled_at timestamptz,
         log text,
@@ -22,7 +21,6 @@ STATEMENTS = (
     )
     """,
     "COMMENT ON COLUMN scheduler.attempt_jobs.uid IS 'of the Job; a pod that it does not control is not the attempt'",
-    "COMMENT ON COLUMN scheduler.attempt_jobs.payload_hash IS 'SHA-256 of the payload that was put into the Job'",
     "COMMENT ON COLUMN scheduler.attempt_jobs.settled_at IS 'when nothing was left to do for it'",
     "COMMENT ON COLUMN scheduler.attempt_jobs.log IS 'the end of what its pod wrote, bounded'",
     "CREATE INDEX attempt_jobs_unsettled ON scheduler.attempt_jobs (run_id) WHERE settled_at IS NULL",

@@ -1,0 +1,236 @@
+"""Looks at the Jobs of attempts: ends what ended without telling, says what is held up, keeps logs, cleans up.
+
+Level-triggered: each look compares the table with a whole list of Jobs; whoever tells that something has happened only
+makes the next look come sooner. What the process in a pod tells by itself does not pass here.
+"""
+
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from cronplane_core import attempt_job_repository as attempt_jobs
+from cronplane_core import lease as leases
+from cronplane_core.attempt_job_repository import UnsettledJob
+from cronplane_core.database import DatabaseUnavailableError, transaction
+from cronplane_core.kubernetes_client import (
+    JOBS,
+    PODS,
+    Body,
+    KubernetesClient,
+    KubernetesError,
+    KubernetesRefusedError,
+    ResourceConflictError,
+    ResourceNotFoundError,
+)
+from cronplane_core.run_states import AttemptEnd, EndedAttempt
+from cronplane_core.settings import PodSettings
+from cronplane_operator import pod_outcome
+from cronplane_operator.job_manifest import (
+    ATTEMPT_LABEL,
+    CONTAINER,
+    INSTALLATION_LABEL,
+    RUN_LABEL,
+    SETTLED_LABEL,
+    JobPlace,
+)
+from cronplane_operator.leader_extension import TermContext
+from cronplane_operator.pod_attempt_record import PodAttemptRecord
+
+MAXIMUM_LOG_BYTES = 64 * 1024
+# Seconds between two looks while there are Jobs, and while nobody knows of any.
+_LOOK_PAUSE = 3.0
+_IDLE_PAUSE = 30.0
+# Looks that are asked for sooner come at most this often.
+_SHORTEST_PAUSE = 0.5
+_LONGEST_BACKOFF = 30.0
+_AT_ONCE = 16
+# A pod that has not begun after so long shows why.
+_HELD_UP = timedelta(seconds=5)
+# What was cancelled or lost has this long to end by itself before its Job is deleted.
+_LEAVE = timedelta(seconds=40)
+_JOB_DELETED = EndedAttempt(
+    end=AttemptEnd.LOST,
+    reason="JobDeleted",
+    message="Somebody deleted the Job while its attempt was under way; how far it got is not known.",
+)
+
+
+class JobObserver:
+    """Observes for one term. `wake` is set by whoever saw something happen to a Job."""
+
+    def __init__(
+        self,
+        *,
+        term: TermContext,
+        client: KubernetesClient,
+        settings: PodSettings,
+        place: JobPlace,
+        wake: asyncio.Event,
+    ) -> None:
+        self._term = term
+        self._client = client
+        self._settings = settings
+        self._place = place
+        self._wake = wake
+        self._attempts = PodAttemptRecord(term)
+        self._now = datetime.min
+
+    async def run(self) -> None:
+        """Look again and again until cancelled.
+
+        Raises:
+            LeaseLostError: this process is not the leader any more.
+
+        """
+        backoff = _SHORTEST_PAUSE
+        while True:
+            self._wake.clear()
+            pause = _LOOK_PAUSE
+            try:
+                pause = _LOOK_PAUSE if await self.look() else _IDLE_PAUSE
+                backoff = _SHORTEST_PAUSE
+            except DatabaseUnavailableError as error:
+                self._term.recorder.database_away(doing="observing jobs", error=error)
+            except KubernetesError as error:
+                self._term.recorder.pods_unseen(reason=str(error))
+                backoff = pause = min(2 * backoff, _LONGEST_BACKOFF)
+            await asyncio.sleep(_SHORTEST_PAUSE)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._wake.wait()
+
+    async def look(self) -> int:
+        """Compare once, and do what is to be done; gives how many Jobs there are that are not settled."""
+        async with transaction(self._term.engine) as connection:
+            self._now = await leases.check(connection, lease=self._term.lease)
+            # Before the list: a Job that is noted and not listed is gone.
+            known = await attempt_jobs.read_unsettled(connection)
+        selector = f"{INSTALLATION_LABEL}={self._place.installation},{SETTLED_LABEL}!=true"
+        listed = await self._client.list_all(JOBS, namespace=self._place.namespace, selector=selector)
+        jobs = {body["metadata"]["uid"]: body for body in listed}
+        await self._in_turn([self._look_at(each, jobs.get(each.job.uid)) for each in known])
+        noted = {each.job.uid for each in known}
+        await self._leave_none_over([body for body in listed if body["metadata"]["uid"] not in noted])
+        return len(listed)
+
+    async def _in_turn(self, looks: Sequence[Coroutine[None, None, None]]) -> None:
+        room = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(look: Coroutine[None, None, None]) -> None:
+            async with room:
+                await look
+
+        failures = await asyncio.gather(*(one(look) for look in looks), return_exceptions=True)
+        for failure in failures:
+            if failure is not None:
+                raise failure
+
+    async def _look_at(self, known: UnsettledJob, body: Body | None) -> None:
+        if body is None:
+            await self._gone(known)
+        elif pod_outcome.is_finished(body):
+            await self._finished(known, body)
+        elif known.is_waiting:
+            await self._held_up(known)
+        elif not known.is_under_way and self._is_left_over(known):
+            await self._settle(known, await self._pods(known))
+            await self._delete(known)
+
+    async def _gone(self, known: UnsettledJob) -> None:
+        if known.is_waiting:
+            await self._attempts.forget(known.job)
+            return
+        if known.is_under_way and known.nonce is not None:
+            await self._attempts.end_under_way(known.job.run_id, known.nonce, _JOB_DELETED)
+        await self._attempts.settle(known.job, None)
+
+    async def _finished(self, known: UnsettledJob, body: Body) -> None:
+        pods = await self._pods(known)
+        if known.is_under_way and known.nonce is not None:
+            await self._attempts.end_under_way(known.job.run_id, known.nonce, pod_outcome.ended(body, pods))
+        elif known.is_waiting:
+            await self._attempts.end_unbegun(known.job.run_id, known.job.number, _without_result(body, pods))
+        await self._settle(known, pods)
+        await self._mark(known)
+
+    async def _held_up(self, known: UnsettledJob) -> None:
+        age = self._now - known.created_at
+        if age < _HELD_UP:
+            return
+        found = pod_outcome.obstacle(await self._pods(known))
+        if age < self._settings.pod_start_timeout:
+            await self._attempts.note(known.job.run_id, known.job.number, reason=found.reason, message=found.message)
+            return
+        ended = EndedAttempt(end=AttemptEnd.ERROR, reason=found.reason, message=found.message)
+        await self._attempts.end_unbegun(known.job.run_id, known.job.number, ended)
+        await self._settle(known, await self._pods(known))
+        await self._delete(known)
+
+    def _is_left_over(self, known: UnsettledJob) -> bool:
+        return known.ended_at is None or not known.has_begun or self._now - known.ended_at > _LEAVE
+
+    async def _pods(self, known: UnsettledJob) -> list[Body]:
+        """Give the pods of a Job, the newest first."""
+        selector = f"batch.kubernetes.io/job-name={known.job.name}"
+        pods = await self._client.list_all(PODS, namespace=known.job.namespace, selector=selector)
+        return sorted(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), reverse=True)
+
+    async def _settle(self, known: UnsettledJob, pods: Sequence[Body]) -> None:
+        await self._attempts.settle(known.job, await self._log(known, pods))
+
+    async def _log(self, known: UnsettledJob, pods: Sequence[Body]) -> str | None:
+        """Read the end of what the newest pod wrote; None if there is nothing to be had."""
+        for pod in pods[:1]:
+            with suppress(KubernetesRefusedError):
+                written = await self._client.pod_log(
+                    name=pod["metadata"]["name"],
+                    namespace=known.job.namespace,
+                    container=CONTAINER,
+                    tail_bytes=MAXIMUM_LOG_BYTES,
+                )
+                return written.decode("utf-8", "replace").replace("\0", "\ufffd")
+        return None
+
+    async def _mark(self, known: UnsettledJob) -> None:
+        """Have a settled Job listed no more; Kubernetes deletes it after its time."""
+        patch = {"metadata": {"labels": {SETTLED_LABEL: "true"}}}
+        with suppress(ResourceNotFoundError):
+            await self._client.patch(JOBS, patch, name=known.job.name, namespace=known.job.namespace)
+
+    async def _delete(self, known: UnsettledJob) -> None:
+        with suppress(ResourceNotFoundError, ResourceConflictError):
+            await self._client.delete(JOBS, name=known.job.name, namespace=known.job.namespace, uid=known.job.uid)
+
+    async def _leave_none_over(self, unknown: Sequence[Body]) -> None:
+        """Delete Jobs that no attempt waits for, and that no table tells of; the launcher adopts the others."""
+        found = {attempt: body for body in unknown if (attempt := _attempt_of(body)) is not None}
+        if not found:
+            return
+        async with transaction(self._term.engine) as connection:
+            wanted = await attempt_jobs.read_wanted(connection, attempts=list(found))
+        for attempt, body in found.items():
+            if attempt not in wanted:
+                await self._delete_unknown(body["metadata"])
+
+    async def _delete_unknown(self, metadata: Mapping[str, str]) -> None:
+        with suppress(ResourceNotFoundError, ResourceConflictError):
+            await self._client.delete(JOBS, name=metadata["name"], namespace=metadata["namespace"], uid=metadata["uid"])
+
+
+def _without_result(body: Body, pods: Sequence[Body]) -> EndedAttempt:
+    """Say how a Job ended whose attempt never began: without having done anything, whatever its exit code."""
+    ended = pod_outcome.ended(body, pods)
+    if ended.end in {AttemptEnd.COMPLETED, AttemptEnd.TIMED_OUT}:
+        found = pod_outcome.obstacle(pods)
+        return EndedAttempt(end=AttemptEnd.ERROR, reason=found.reason, message=found.message)
+    return ended
+
+
+def _attempt_of(body: Body) -> tuple[UUID, int] | None:
+    labels = body["metadata"].get("labels", {})
+    try:
+        return UUID(labels[RUN_LABEL]), int(labels[ATTEMPT_LABEL])
+    except (KeyError, ValueError):
+        return None

@@ -1,0 +1,114 @@
+"""Writes what becomes of attempts in pods of which their own process tells nothing, as the leader.
+
+What is decided comes from `run_states`; each change is one transaction, fenced by the lease.
+"""
+
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from cronplane_core import attempt_job_repository as attempt_jobs
+from cronplane_core import lease as leases
+from cronplane_core import run_transitions
+from cronplane_core.attempt_job_repository import AttemptJob
+from cronplane_core.database import transaction
+from cronplane_core.run_states import EndedAttempt, after_attempt
+from cronplane_core.run_transitions import FinishedAttempt, OpenRun, Transition
+from cronplane_core.tables import Execution, RunStatus
+from cronplane_operator.job_manifest import job_name
+from cronplane_operator.leader_extension import TermContext
+
+# Never waited for: the attempt ends in the transaction that begins it.
+_LEASE = timedelta(seconds=60)
+
+
+class PodAttemptRecord:
+    """Writes for one term. Every method raises `LeaseLostError` if it is over; then nothing was changed."""
+
+    def __init__(self, term: TermContext) -> None:
+        self._term = term
+
+    async def note(self, run_id: UUID, number: int, *, reason: str, message: str) -> None:
+        """Say with a run what keeps its attempt from beginning."""
+        async with transaction(self._term.engine) as connection:
+            await leases.check(connection, lease=self._term.lease)
+            cron_id = await attempt_jobs.note(connection, run_id=run_id, number=number, reason=reason, message=message)
+        if cron_id is not None:
+            self._term.recorder.delayed(run_id=run_id, cron_id=cron_id, reason=reason)
+
+    async def miss(self, run_id: UUID, *, reason: str, message: str) -> None:
+        """End as missed a run of which no attempt was begun."""
+        term = self._term
+        async with transaction(term.engine) as connection:
+            now = await leases.check(connection, lease=term.lease)
+            missed = await run_transitions.miss(
+                connection, run_id=run_id, reason=reason, message=message, epoch=term.lease.epoch, now=now
+            )
+        term.recorder.finished(missed)
+
+    async def end_unbegun(self, run_id: UUID, number: int, ended: EndedAttempt) -> None:
+        """Count an attempt that never passed the start gate as one that did, and ended so; unless it has by now.
+
+        That shuts the gate, so that what may still come of the attempt's pod finds it shut.
+        """
+        term, nonce = self._term, uuid4()
+        async with transaction(term.engine) as connection:
+            now = await leases.check(connection, lease=term.lease)
+            await run_transitions.start(
+                connection,
+                nonces={run_id: nonce},
+                epoch=term.lease.epoch,
+                location=job_name(run_id, number),
+                execution=Execution.POD,
+                now=now,
+                lease=_LEASE,
+                number=number,
+            )
+            moved = await self._end(connection, run_id, nonce, ended)
+        self._tell(moved, ended)
+
+    async def end_under_way(self, run_id: UUID, nonce: UUID, ended: EndedAttempt) -> None:
+        """End an attempt that passed the gate, unless its own process has told of its end by now."""
+        async with transaction(self._term.engine) as connection:
+            moved = await self._end(connection, run_id, nonce, ended)
+        self._tell(moved, ended)
+
+    async def settle(self, job: AttemptJob, log: str | None) -> None:
+        """Note that nothing is left to do for a Job, and what its pod wrote."""
+        async with transaction(self._term.engine) as connection:
+            await leases.check(connection, lease=self._term.lease)
+            await attempt_jobs.settle(connection, job=job, log=log)
+
+    async def forget(self, job: AttemptJob) -> None:
+        """Let an attempt have another Job."""
+        async with transaction(self._term.engine) as connection:
+            await leases.check(connection, lease=self._term.lease)
+            await attempt_jobs.forget(connection, job=job)
+        self._term.runs_changed.set()
+
+    async def _end(
+        self, connection: AsyncConnection, run_id: UUID, nonce: UUID, ended: EndedAttempt
+    ) -> list[tuple[OpenRun, Transition]]:
+        term = self._term
+        now = await leases.check(connection, lease=term.lease)
+        moved: list[tuple[OpenRun, Transition]] = []
+        for found in await run_transitions.lock_open_runs(connection, run_ids=[run_id]):
+            if found.nonce != nonce or found.run.status is not RunStatus.RUNNING:
+                continue
+            decision = after_attempt(found.run, ended, now=now)
+            attempt = FinishedAttempt(nonce=nonce, ended=ended)
+            transition = Transition(run=found.run, decision=decision, attempt=attempt)
+            if await run_transitions.move(connection, transitions=[transition], epoch=term.lease.epoch, now=now):
+                moved.append((found, transition))
+        return moved
+
+    def _tell(self, moved: list[tuple[OpenRun, Transition]], ended: EndedAttempt) -> None:
+        recorder = self._term.recorder
+        for found, transition in moved:
+            recorder.attempts_ended([ended.end.value])
+            finished = run_transitions.finished_run(found, transition.decision, now=self._term.clock.now())
+            if finished is not None:
+                recorder.finished([finished])
+            else:
+                recorder.retry_scheduled(run=found.run, decision=transition.decision)

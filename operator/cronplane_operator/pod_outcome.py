@@ -1,0 +1,115 @@
+"""What a Job and its pods say about an attempt: what keeps it from beginning, and how it ended if nobody told.
+
+Read from the objects' status alone (Kubernetes API reference, "Pod" and "Job"); nothing here asks or changes anything.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from cronplane_core.kubernetes_client import Body
+from cronplane_core.run_states import AttemptEnd, EndedAttempt
+
+# What the kubelet calls an image that it does not get (its package `images`).
+_IMAGE_TROUBLE = frozenset(
+    {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
+)
+_CONFIGURATION_TROUBLE = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+# A process that was killed by a signal ends with 128 and its number.
+_KILLED = 137
+_LONGEST = 1000
+
+
+class Obstacle(NamedTuple):
+    """What keeps a pod from running: a stable word and a sentence."""
+
+    reason: str
+    message: str
+
+
+def obstacle(pods: Sequence[Body]) -> Obstacle:
+    """Say what keeps the pods of a Job from beginning their attempt, as far as it shows."""
+    for pod in pods:
+        for waiting in _waiting(pod):
+            if waiting.get("reason") in _IMAGE_TROUBLE:
+                return Obstacle("ImagePull", _sentence("The image cannot be pulled", waiting.get("message")))
+            if waiting.get("reason") in _CONFIGURATION_TROUBLE:
+                return Obstacle("PodConfiguration", _sentence("The container cannot be made", waiting.get("message")))
+        condition = _condition(pod, "PodScheduled")
+        if condition.get("status") == "False":
+            return Obstacle("Unschedulable", _sentence("No node takes the pod", condition.get("message")))
+    if not pods:
+        return Obstacle(
+            "PodNotMade",
+            "Kubernetes has made no pod for the Job; `kubectl describe job` tells why, such as a quota of pods.",
+        )
+    return Obstacle("PodNotStarted", "The pod has not begun the attempt yet.")
+
+
+def is_finished(job: Body) -> bool:
+    """Say whether a Job is over."""
+    return any(_condition(job, kind).get("status") == "True" for kind in ("Complete", "Failed"))
+
+
+def ended(job: Body, pods: Sequence[Body]) -> EndedAttempt:
+    """Say how an attempt ended whose Job is over, and of which nobody told."""
+    if _condition(job, "Complete").get("status") == "True":
+        return EndedAttempt(
+            end=AttemptEnd.COMPLETED, reason="Completed", message="The Job is complete; its result was not told."
+        )
+    if _condition(job, "Failed").get("reason") == "DeadlineExceeded":
+        return EndedAttempt(
+            end=AttemptEnd.TIMED_OUT, reason="AttemptTimeout", message="The Job was not over by its deadline."
+        )
+    if any(_is_disrupted(pod) for pod in pods):
+        return EndedAttempt(
+            end=AttemptEnd.LOST,
+            reason="Evicted",
+            message="Its pod was evicted or preempted; how far it got is not known.",
+        )
+    for terminated in _terminations(pods):
+        return _after_exit(terminated)
+    return EndedAttempt(end=AttemptEnd.LOST, reason="PodGone", message="Its pod is gone; how far it got is not known.")
+
+
+def _after_exit(terminated: Body) -> EndedAttempt:
+    code = terminated.get("exitCode")
+    if terminated.get("reason") == "OOMKilled":
+        return EndedAttempt(
+            end=AttemptEnd.ERROR,
+            reason="OutOfMemory",
+            message="The pod took more memory than its limit, and was killed; let the entry take less at a time, or "
+            "have the limit of its pod profile raised.",
+        )
+    hint = " It was killed." if code == _KILLED else ""
+    return EndedAttempt(
+        end=AttemptEnd.ERROR,
+        reason="ExitCode",
+        message=f"The pod's process ended with exit code {code} and told nothing; its log may say why.{hint}",
+    )
+
+
+def _waiting(pod: Body) -> Iterator[Body]:
+    for status in pod.get("status", {}).get("containerStatuses", []):
+        if waiting := status.get("state", {}).get("waiting"):
+            yield waiting
+
+
+def _terminations(pods: Sequence[Body]) -> Iterator[Body]:
+    for pod in pods:
+        for status in pod.get("status", {}).get("containerStatuses", []):
+            if terminated := status.get("state", {}).get("terminated"):
+                yield terminated
+
+
+def _is_disrupted(pod: Body) -> bool:
+    is_target = _condition(pod, "DisruptionTarget").get("status") == "True"
+    return is_target or pod.get("status", {}).get("reason") in {"Evicted", "Preempted", "NodeLost"}
+
+
+def _condition(body: Body, kind: str) -> Body:
+    found: list[Body] = body.get("status", {}).get("conditions") or []
+    return next((condition for condition in found if condition["type"] == kind), {})
+
+
+def _sentence(start: str, detail: object) -> str:
+    return f"{start}: {str(detail)[:_LONGEST]}" if detail else f"{start}."
