@@ -105,14 +105,32 @@ class AttemptFinish(CallbackFinish):
     model_config = ConfigDict(json_schema_extra={"examples": [_NONCE | _COMPLETED]})
 
     nonce: Nonce
-    outcome: Literal["completed", "accepted", "error"]  # type: ignore[assignment]  # one more than a callback may tell
-    output: Text = Field(default="", max_length=65_536, description="what it printed")
+    outcome: Literal["completed", "accepted", "error", "timed_out", "cancelled", "lost"]  # type: ignore[assignment]  # more than a callback may tell
+    reason: str | None = Field(
+        default=None, pattern="^[A-Z][A-Za-z]{0,63}$", description="a stable word in CamelCase for how it ended"
+    )
+    message: Text | None = Field(default=None, max_length=4096, description="a sentence for people")
+    output: Text = Field(default="", max_length=66_000, description="what it printed")
+
+    def ended(self) -> EndedAttempt:
+        """Give the end as it is decided upon, in the words of the process if it has some."""
+        reason, message = _WORDS[self.outcome]
+        return EndedAttempt(
+            end=AttemptEnd(self.outcome),
+            reason=self.reason or reason,
+            message=self.message or message,
+            may_retry=self.may_retry,
+            retry_after=None if self.retry_after is None else timedelta(seconds=self.retry_after),
+        )
 
 
 _WORDS = {
     "completed": ("Completed", "The entry finished."),
     "accepted": ("Accepted", "The work was handed on; the run waits to be told of its end."),
     "error": ("ExecutorFailed", "The entry raised an error."),
+    "timed_out": ("AttemptTimeout", "The attempt was not over by its deadline."),
+    "cancelled": ("CancelRequested", "Somebody cancelled the run."),
+    "lost": ("Lost", "The process that ran it could not go on."),
 }
 
 

@@ -102,6 +102,12 @@ def operator() -> None:
 
 
 @app.command()
+def attempt() -> None:
+    """Run one attempt, as the process of a pod that the operator has made."""
+    raise typer.Exit(_role("cronplane_cli.attempt_role", extra="operator").serve())
+
+
+@app.command()
 def crd() -> None:
     """Print the definitions of the resources Cron and Runner, for `kubectl apply -f -`."""
     typer.echo(_role("cronplane_cli.resource_definitions_page", extra="operator").page(), nl=False)

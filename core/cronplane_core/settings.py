@@ -190,6 +190,18 @@ class PodSettings(BaseSettings):
     pod_launches: int = Field(default=32, ge=1, le=200, description="Jobs that are made at once, at most")
 
 
+class AttemptSettings(BaseSettings):
+    """What the process of a pod is told of the attempt that it is."""
+
+    model_config = _CONFIG
+
+    run_api_url: str = Field(pattern="^https?://", description="where the API is")
+    run_id: UUID
+    attempt: int = Field(ge=1)
+    attempt_token_file: Path = Field(description="the token that proves it, which may be renewed at any time")
+    attempt_location: str = Field(min_length=1, description="where it runs: the pod's name")
+
+
 class RunnerSettings(TokenSettings):
     """Settings of the runner."""
 

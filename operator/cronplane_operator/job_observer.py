@@ -7,7 +7,7 @@ makes the next look come sooner. What the process in a pod tells by itself does 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from cronplane_core import attempt_job_repository as attempt_jobs
@@ -75,7 +75,7 @@ class JobObserver:
         self._place = place
         self._wake = wake
         self._attempts = PodAttemptRecord(term)
-        self._now = datetime.min
+        self._now = datetime.min.replace(tzinfo=UTC)
 
     async def run(self) -> None:
         """Look again and again until cancelled.

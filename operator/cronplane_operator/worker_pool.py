@@ -119,7 +119,8 @@ class _Waiting(NamedTuple):
 class WorkerPool:
     """Workers, and the tasks that wait for them. All of it happens in one event loop.
 
-    `memory` is how many bytes a worker may take, together with what it starts; 0 for as many as there are.
+    `memory` is how many bytes a worker may take, together with what it starts; 0 for as many as there are. With
+    `echoes` what entries print goes to this process's standard output, too.
     """
 
     def __init__(
@@ -134,6 +135,7 @@ class WorkerPool:
         on_trouble: Callable[[str], None] = lambda _: None,
         environment: Mapping[str, str] | None = None,
         settings: EntrySettings | None = None,
+        echoes: bool = False,
     ) -> None:
         self._least = workers
         self._most = max(workers, max_workers)
@@ -143,6 +145,7 @@ class WorkerPool:
         self._on_appetite = on_appetite
         self._on_trouble = on_trouble
         self._environment = environment or {}
+        self._echoes = echoes
         self._settings = orjson.dumps(settings or {})
         self._queue: deque[_Waiting] = deque()
         self._workers: dict[int, _Worker] = {}
@@ -212,6 +215,12 @@ class WorkerPool:
             self._queue = deque(each for each in self._queue if each.task.attempt_id not in attempt_ids)
             self._report([_cancelled(task) for task in unwanted])
 
+    def interrupt(self, attempt_id: UUID) -> None:
+        """Let an attempt under way know that it should end: its executor is cancelled, and may clean up."""
+        for worker in self._workers.values():
+            if worker.assigned and worker.assigned[0].attempt_id == attempt_id:
+                self._order({"order": "interrupt", "number": worker.number})
+
     async def drain(self, *, grace: float) -> list[Task]:
         """Begin nothing more, and give running tasks `grace` seconds; gives the tasks that were never begun.
 
@@ -277,6 +286,7 @@ class WorkerPool:
                     str(control.fileno()),
                     str(os.getpid()),
                     str(self._memory),
+                    str(int(self._echoes)),
                 ],
                 env={**inherited, **self._environment},
                 pass_fds=[control.fileno()],

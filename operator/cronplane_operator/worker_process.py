@@ -76,6 +76,8 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 # Sent to the zygote by the kernel when the runner dies; SIGTERM would not do, see `_ignore_termination`.
 _RUNNER_DIED = signal.SIGUSR1
+# Sent to a worker by the zygote to have the executor cancelled.
+_INTERRUPT = signal.SIGUSR2
 _CONTROL_BYTES = 4096
 _DESCRIPTORS = 3
 # Where memory is short, the kernel kills a worker before the runner or PostgreSQL (proc(5), oom_score_adj).
@@ -85,11 +87,15 @@ _EXPENDABLE = "500"
 class Zygote:
     """Forks workers on request, tells when one ends, and kills one when told to, or when it takes too much memory.
 
-    `memory` is how many bytes a worker may take; 0 for as many as there are.
+    `memory` is how many bytes a worker may take; 0 for as many as there are. What entries print goes to the descriptor
+    `echo`, too, if there is one.
     """
 
-    def __init__(self, control: socket.socket, *, runner: int, settings: EntrySettings, memory: int) -> None:
+    def __init__(
+        self, control: socket.socket, *, runner: int, settings: EntrySettings, memory: int, echo: int | None
+    ) -> None:
         self._control = control
+        self._echo = echo
         self._runner = runner
         self._settings = settings
         self._memory = memory
@@ -168,7 +174,10 @@ class Zygote:
         elif order["order"] == "watch":
             self._watch.keep_on(until=time.monotonic() + order["seconds"])
         elif (pid := self._pid(order["number"])) is not None:
-            _kill(pid)
+            if order["order"] == "interrupt":
+                os.kill(pid, _INTERRUPT)
+            else:
+                _kill(pid)
         return True
 
     def _pid(self, number: int) -> int | None:
@@ -219,7 +228,7 @@ class Zygote:
             shared = SharedOutput(output)
             os.close(output)
             channels = socket.socket(fileno=tasks), socket.socket(fileno=outcomes)
-            Worker(*channels, shared, self._settings, memory=self._memory).serve()
+            Worker(*channels, shared, self._settings, memory=self._memory, echo=self._echo).serve()
             code = 0
         except _ChannelClosedError:
             code = CHANNEL_CLOSED_EXIT
@@ -290,6 +299,7 @@ class Worker:
         settings: EntrySettings,
         *,
         memory: int,
+        echo: int | None,
     ) -> None:
         self._tasks = tasks
         self._outcomes = outcomes
@@ -298,7 +308,11 @@ class Worker:
         self._message = bytearray(MAXIMUM_TASK_BYTES)
         self._loop = asyncio.new_event_loop()
         self._housekeeping = Housekeeping(self._loop, memory=memory)
-        self._stream = io.TextIOWrapper(OutputFile(output), encoding="utf-8", errors="replace", write_through=True)
+        self._stream = io.TextIOWrapper(
+            OutputFile(output, echo=echo), encoding="utf-8", errors="replace", write_through=True
+        )
+        self._awaited: asyncio.Task[object] | None = None
+        self._is_interruptible = False
         self._log = logging.getLogger("cronplane.entry")
         self._log.setLevel(logging.INFO)
         logging.basicConfig(
@@ -308,6 +322,7 @@ class Worker:
     def serve(self) -> None:
         """Run one task after another."""
         process = os.getpid()
+        signal.signal(_INTERRUPT, self._interrupt)
         while length := self._tasks.recv_into(self._message):
             sys.stdout = sys.stderr = self._stream
             failpoints.reach(Failpoint.BODY)
@@ -337,14 +352,17 @@ class Worker:
             payload = load_execution_payload(spec, task.payload_json)
             context = self._context(task)
             stage = "ValidatorFailed"
+            self._is_interruptible = True
             validate_execution(spec, payload=payload, context=context, run_until_complete=self._run_until_complete)
             stage = "ExecutorFailed"
             result = execute(spec, payload=payload, context=context, run_until_complete=self._run_until_complete)
+            self._is_interruptible = False
             stage = "ResultInvalid"
             if isinstance(result, Accepted):
                 return self._accepted(task, result)
             result_json = encode_result(result)
         except BaseException as error:  # noqa: BLE001 - an entry may raise anything, SystemExit included
+            self._is_interruptible = False
             return self._failed(task, stage, error)
         return Outcome(
             attempt_id=task.attempt_id,
@@ -354,6 +372,13 @@ class Worker:
             result_json=result_json,
             output=self._output.read(),
         )
+
+    def _interrupt(self, *_: object) -> None:
+        """Cancel what runs: a coroutine at what it waits for, anything else between two of its instructions."""
+        if self._awaited is not None:
+            self._loop.call_soon_threadsafe(self._awaited.cancel)
+        elif self._is_interruptible:
+            raise asyncio.CancelledError
 
     def _context(self, task: Task) -> ExecutionContext:
         return ExecutionContext(
@@ -368,9 +393,11 @@ class Worker:
         )
 
     def _run_until_complete(self, awaitable: Awaitable[object]) -> object:
+        self._awaited = self._loop.create_task(_awaited(awaitable))
         try:
-            return self._loop.run_until_complete(_awaited(awaitable))
+            return self._loop.run_until_complete(self._awaited)
         finally:
+            self._awaited = None
             self._housekeeping.end_tasks()
 
     def _accepted(self, task: Task, accepted: Accepted) -> Outcome:
@@ -406,8 +433,9 @@ class OutputFile(io.BufferedIOBase):
 
     name = "<output>"
 
-    def __init__(self, output: SharedOutput) -> None:
+    def __init__(self, output: SharedOutput, *, echo: int | None) -> None:
         self._output = output
+        self._echo = echo
 
     def writable(self) -> bool:
         """Say that it can be written to."""
@@ -417,6 +445,8 @@ class OutputFile(io.BufferedIOBase):
         """Keep as much as there is room for, and take all of it."""
         written = bytes(data)
         self._output.append(written)
+        if self._echo is not None:
+            os.write(self._echo, written)
         return len(written)
 
     def close(self) -> None:
@@ -517,7 +547,7 @@ def _offer_to_be_killed_first() -> None:
         Path("/proc/self/oom_score_adj").write_text(_EXPENDABLE, encoding="ascii")
 
 
-def _serve_zygote(control: socket.socket, *, runner: int, memory: int) -> None:
+def _serve_zygote(control: socket.socket, *, runner: int, memory: int, echo: int | None) -> None:
     _ignore_termination()
     _die_with_parent(runner, signal.SIGKILL)
     settings: EntrySettings = orjson.loads(sys.stdin.buffer.read())
@@ -530,14 +560,18 @@ def _serve_zygote(control: socket.socket, *, runner: int, memory: int) -> None:
     # What is frozen is not touched by the collector, so that workers share its memory.
     gc.collect()
     gc.freeze()
-    Zygote(control, runner=runner, settings=settings, memory=memory).serve()
+    Zygote(control, runner=runner, settings=settings, memory=memory, echo=echo).serve()
 
 
 def main(arguments: list[str]) -> None:
-    """Serve as the zygote: the arguments are the control socket's descriptor, the runner's pid, and the `memory`."""
+    """Serve as the zygote.
+
+    The arguments are the control socket's descriptor, the runner's pid, the `memory`, and 1 if entries are echoed.
+    """
     control = socket.socket(fileno=int(arguments[0]))
     control.set_inheritable(False)
-    _serve_zygote(control, runner=int(arguments[1]), memory=int(arguments[2]))
+    echo = os.dup(1) if int(arguments[3]) else None
+    _serve_zygote(control, runner=int(arguments[1]), memory=int(arguments[2]), echo=echo)
 
 
 if __name__ == "__main__":
