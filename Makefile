@@ -55,11 +55,14 @@ layers: $(READY) ## Imports point down only
 check: lint types layers test ## Everything a change must pass
 
 .PHONY: lock
-lock: $(READY) ## Make requirements.lock anew from pyproject.toml
+lock: $(READY) ## Make the lock files anew from pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --group dev --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" \
 	  --output-file requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" \
+	  --constraints requirements.lock --output-file requirements-image.lock pyproject.toml
 
 .PHONY: clean
 clean: ## Remove the environment and every cache

@@ -8,9 +8,11 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.security import HTTPBearer
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cronplane_api import attempts, crons, entrypoints, health, organizations, problem_details, runs
 from cronplane_api.access_log import AccessLog
+from cronplane_api.attempt_proof import AnyProof, AttemptProof, ProofOpener, SignedTokenProof
 from cronplane_api.batched_statements import cron_insertion, key_recognition
 from cronplane_api.header_guard import HeaderGuard
 from cronplane_api.http_metrics import HttpMetrics
@@ -23,7 +25,7 @@ from cronplane_core.change_notifier import ChangeNotifier
 from cronplane_core.database import create_engine, parse_url
 from cronplane_core.metrics import ProcessMetrics
 from cronplane_core.settings import ApiSettings
-from cronplane_core.signed_tokens import token_signer
+from cronplane_core.signed_tokens import TokenSigner, token_signer
 from cronplane_entries.cron_request import leave_null_out
 from cronplane_entries.entry_settings import read_entry_settings
 from cronplane_entries.registration import Registrar
@@ -62,10 +64,13 @@ def create_application(
     registry: CronRegistry,
     background: Sequence[Background] = (),
     metrics: ProcessMetrics | None = None,
+    proof_opener: ProofOpener | None = None,
 ) -> FastAPI:
     """Make the application; `background` is entered when it starts and left when it stops, first in and last out.
 
-    `metrics` are those of the process, if anything else in it has some.
+    `metrics` are those of the process, if anything else in it has some; by
+    `proof_opener` attempts may prove themselves,
+    besides by tokens that the installation has signed.
     """
     process_metrics = metrics or ProcessMetrics()
 
@@ -73,7 +78,7 @@ def create_application(
     async def lifespan(application: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             application.state.cronplane = await stack.enter_async_context(
-                _running_state(settings, registry, process_metrics)
+                _running_state(settings, registry, process_metrics, proof_opener)
             )
             for enter in background:
                 await stack.enter_async_context(enter())
@@ -99,7 +104,7 @@ def create_application(
 
 @asynccontextmanager
 async def _running_state(
-    settings: ApiSettings, registry: CronRegistry, metrics: ProcessMetrics
+    settings: ApiSettings, registry: CronRegistry, metrics: ProcessMetrics, proof_opener: ProofOpener | None
 ) -> AsyncIterator[State]:
     url = parse_url(settings.database_url.get_secret_value())
     engine = create_engine(url, pool_size=settings.api_pool_size, application_name="cronplane-api")
@@ -111,7 +116,9 @@ async def _running_state(
         minimum_interval=settings.minimum_interval,
         cron_quota=settings.cron_quota,
     )
+    signer = token_signer(settings)
     sending = asyncio.create_task(notifier.run())
+    proofs = AsyncExitStack()
     try:
         yield State(
             engine=engine,
@@ -123,12 +130,23 @@ async def _running_state(
             body_limit=settings.body_limit,
             body_timeout=settings.body_timeout,
             triggers_per_minute=settings.triggers_per_minute,
-            token_signer=token_signer(settings),
+            token_signer=signer,
+            attempt_proof=await _attempt_proof(proofs, engine, signer, proof_opener),
             installation_key_digest=key_digest(installation_key),
             cursor_secret=cursor_secret(installation_key),
         )
     finally:
+        await proofs.aclose()
         sending.cancel()
         with suppress(asyncio.CancelledError):
             await sending
         await engine.dispose()
+
+
+async def _attempt_proof(
+    stack: AsyncExitStack, engine: AsyncEngine, signer: TokenSigner | None, opener: ProofOpener | None
+) -> AttemptProof | None:
+    proofs: list[AttemptProof] = [] if signer is None else [SignedTokenProof(signer)]
+    if opener is not None:
+        proofs.append(await stack.enter_async_context(opener(engine)))
+    return AnyProof(proofs) if proofs else None

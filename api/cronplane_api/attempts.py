@@ -4,9 +4,8 @@ They ask for no key of an organization but for proof of one attempt, or of the r
 through the same functions as the runner's own workers: the start gate, the decisions, the compare-and-set.
 """
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Annotated, Protocol
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Request
@@ -14,6 +13,7 @@ from fastapi.responses import Response
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cronplane_api.answers import Answer, carry_out
+from cronplane_api.attempt_proof import ProvenAttempt, renewed_token
 from cronplane_api.attempt_schemas import (
     AttemptBeat,
     AttemptFinish,
@@ -31,6 +31,7 @@ from cronplane_api.problem_details import documented
 from cronplane_api.state import state_of
 from cronplane_core import lease, run_transitions
 from cronplane_core.change_notifier import Channel
+from cronplane_core.database import autocommit
 from cronplane_core.run_states import ATTEMPT_TIMEOUT, after_attempt
 from cronplane_core.run_transitions import FinishedAttempt, OpenRun, StartedAttempt, Transition
 from cronplane_core.signed_tokens import Purpose, TokenClaims, TokenInvalidError, TokenSigner, token_hash
@@ -41,55 +42,6 @@ router = APIRouter(prefix="/runs/{run_id}", tags=["attempts"], route_class=Guard
 Number = Annotated[int, Path(ge=1, le=MOST_ATTEMPTS, description="of the attempt, from 1 on")]
 # An attempt of which nothing was heard for so long is lost.
 ATTEMPT_LEASE = timedelta(seconds=60)
-# A token outlives the heartbeats that renew it by enough for one that is late.
-_TOKEN_LIFE = timedelta(minutes=5)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProvenAttempt:
-    """Which attempt a caller has proven to be, and whose."""
-
-    organization_id: UUID
-    run_id: UUID
-    number: int
-
-
-class AttemptProof(Protocol):
-    """How a caller proves to be one attempt of one run."""
-
-    async def prove(self, credential: str, *, now: datetime) -> ProvenAttempt:
-        """Read what the caller shows, at `now` (aware).
-
-        Raises:
-            TokenInvalidError: it proves nothing.
-
-        """
-
-    def renew(self, attempt: ProvenAttempt, *, now: datetime) -> str | None:
-        """Give what the caller has to show from now on, or None if that stays the same."""
-
-
-class SignedTokenProof:
-    """Proof by a token that we have signed: good for minutes, and renewed by each heartbeat."""
-
-    def __init__(self, signer: TokenSigner) -> None:
-        self._signer = signer
-
-    async def prove(self, credential: str, *, now: datetime) -> ProvenAttempt:
-        """Read a token."""
-        claims = self._signer.read(credential, purpose=Purpose.ATTEMPT, now=now)
-        return ProvenAttempt(organization_id=claims.organization_id, run_id=claims.run_id, number=claims.attempt)
-
-    def renew(self, attempt: ProvenAttempt, *, now: datetime) -> str:
-        """Sign a token."""
-        claims = TokenClaims(
-            purpose=Purpose.ATTEMPT,
-            organization_id=attempt.organization_id,
-            run_id=attempt.run_id,
-            attempt=attempt.number,
-            expires_at=now + _TOKEN_LIFE,
-        )
-        return self._signer.sign(claims)
 
 
 @router.post(
@@ -102,8 +54,10 @@ class SignedTokenProof:
 async def start_attempt(request: Request, run_id: UUID, number: Number, body: AttemptStart) -> Response:
     """Pass the start gate, once; with the same nonce the answer may be asked for again. The body runs after it."""
 
+    attempt = await _prove(request, run_id, number)
+
     async def start(connection: AsyncConnection) -> Answer:
-        now, attempt = await _prove(request, connection, run_id, number)
+        now = await lease.database_time(connection)
         nonces = {run_id: body.nonce}
         passed = await run_transitions.start(
             connection,
@@ -115,9 +69,9 @@ async def start_attempt(request: Request, run_id: UUID, number: Number, body: At
             lease=ATTEMPT_LEASE,
             number=number,
         ) or await run_transitions.read_started(connection, nonces=nonces)
-        if not passed or passed[0].organization_id != attempt.organization_id or passed[0].run.attempt != number:
+        if not passed or not _is_of(passed[0].organization_id, attempt) or passed[0].run.attempt != number:
             raise await _over(connection, attempt)
-        token = _proof(request).renew(attempt, now=now)
+        token = renewed_token(state_of(request).token_signer, attempt, now=now)
         callback = await _callback(request, connection, passed[0])
         return Answer(
             status=200, body=AttemptStarted.of(passed[0], lease=ATTEMPT_LEASE, token=token, callback=callback)
@@ -136,15 +90,17 @@ async def start_attempt(request: Request, run_id: UUID, number: Number, body: At
 async def beat_attempt(request: Request, run_id: UUID, number: Number, body: AttemptBeat) -> Response:
     """Say that the attempt goes on, and learn whether it still should."""
 
+    attempt = await _prove(request, run_id, number)
+
     async def beat(connection: AsyncConnection) -> Answer:
-        now, attempt = await _prove(request, connection, run_id, number)
+        now = await lease.database_time(connection)
         found = await _running(connection, attempt, nonce=body.nonce)
         await run_transitions.renew_attempt(connection, nonce=body.nonce, run_id=run_id, until=now + ATTEMPT_LEASE)
         goes_on = AttemptGoesOn(
             is_cancel_requested=found.run.is_cancel_requested,
             deadline=found.attempt_deadline,
             lease=ATTEMPT_LEASE.total_seconds(),
-            token=_proof(request).renew(attempt, now=now),
+            token=renewed_token(state_of(request).token_signer, attempt, now=now),
         )
         return Answer(status=200, body=goes_on)
 
@@ -161,8 +117,10 @@ async def beat_attempt(request: Request, run_id: UUID, number: Number, body: Att
 async def finish_attempt(request: Request, run_id: UUID, number: Number, body: AttemptFinish) -> Response:
     """Tell how the attempt ended; of one that is over, or another's, nothing is changed."""
 
+    attempt = await _prove(request, run_id, number)
+
     async def finish(connection: AsyncConnection) -> Answer:
-        now, attempt = await _prove(request, connection, run_id, number)
+        now = await lease.database_time(connection)
         found = await _running(connection, attempt, nonce=body.nonce)
         if body.outcome == "accepted" and not found.has_callback:
             raise ProblemError(INVALID, "Nobody could tell the end of the run: its entry has no completes_by_callback")
@@ -198,21 +156,21 @@ async def finish_run(request: Request, run_id: UUID, body: CallbackFinish) -> Re
     return await carry_out(request, finish, notify=Channel.RUNS)
 
 
-async def _prove(
-    request: Request, connection: AsyncConnection, run_id: UUID, number: int
-) -> tuple[datetime, ProvenAttempt]:
-    now = await lease.database_time(connection)
+async def _prove(request: Request, run_id: UUID, number: int) -> ProvenAttempt:
+    """Let a caller prove to be an attempt, before a transaction begins: others may have to be asked."""
+    state, credential = state_of(request), bearer_key(request)
+    if state.attempt_proof is None:
+        raise ProblemError(UNAUTHENTICATED, "The installation has no keys for tokens of runs: set CRONPLANE_TOKEN_KEYS")
+    async with autocommit(state.engine) as connection:
+        now = await lease.database_time(connection)
     try:
-        attempt = await _proof(request).prove(bearer_key(request), now=now)
+        return await state.attempt_proof.prove(credential, run_id=run_id, number=number, now=now)
     except TokenInvalidError as error:
         raise _not_proven() from error
-    if (attempt.run_id, attempt.number) != (run_id, number):
-        raise _not_proven()
-    return now, attempt
 
 
-def _proof(request: Request) -> AttemptProof:
-    return SignedTokenProof(_signer(request))
+def _is_of(organization_id: UUID, attempt: ProvenAttempt) -> bool:
+    return attempt.organization_id in {None, organization_id}
 
 
 def _signer(request: Request) -> TokenSigner:
@@ -267,7 +225,7 @@ async def _open(connection: AsyncConnection, attempt: ProvenAttempt) -> OpenRun:
 
     """
     for found in await run_transitions.lock_open_runs(connection, run_ids=[attempt.run_id]):
-        is_this = found.run.attempt == attempt.number and found.organization_id == attempt.organization_id
+        is_this = found.run.attempt == attempt.number and _is_of(found.organization_id, attempt)
         if is_this and found.nonce is not None:
             return found
     raise await _over(connection, attempt)

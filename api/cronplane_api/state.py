@@ -6,6 +6,7 @@ from datetime import timedelta
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.requests import Request
 
+from cronplane_api.attempt_proof import AttemptProof
 from cronplane_api.batched_statements import CronInsertion, KeyRecognition
 from cronplane_api.principals import Principal
 from cronplane_core.change_notifier import ChangeNotifier
@@ -28,6 +29,7 @@ class State:
     body_timeout: timedelta
     triggers_per_minute: int
     token_signer: TokenSigner | None
+    attempt_proof: AttemptProof | None
     installation_key_digest: bytes
     cursor_secret: bytes
 

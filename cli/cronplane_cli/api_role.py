@@ -1,5 +1,7 @@
 """The API as a process of its own."""
 
+from importlib import import_module
+
 import uvicorn
 
 from cronplane_api.application import create_application
@@ -15,5 +17,9 @@ def serve() -> None:
     configure_logging(read_settings(LogSettings))
     settings = read_settings(ApiSettings)
     load_entries()
-    application = create_application(settings, registry=CRON_REGISTRY)
+    opener = None
+    if settings.pod_attempts:
+        # Only here: without a cluster, nothing of Kubernetes has to be installed.
+        opener = import_module("cronplane_api.token_review_proof").opener(kubeconfig=settings.kubeconfig)
+    application = create_application(settings, registry=CRON_REGISTRY, proof_opener=opener)
     uvicorn.run(application, host=settings.host, port=settings.port, **server_options(settings))

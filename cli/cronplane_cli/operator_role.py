@@ -1,15 +1,21 @@
 """The runner in a cluster, as a process of its own: beside it go the mirror, the Runner resource, and kopf."""
 
 import asyncio
+import os
 
 from cronplane_cli.environment import read_settings
 from cronplane_cli.runner_role import collect_garbage_rarely, run_until_signalled
 from cronplane_core.kubernetes_client import KubernetesClient
 from cronplane_core.log import configure_logging
-from cronplane_core.settings import KubernetesSettings, LogSettings, RunnerSettings
-from cronplane_entries.registry import CRON_REGISTRY, load_entries
+from cronplane_core.settings import KubernetesSettings, LogSettings, PodSettings, RunnerSettings
+from cronplane_entries.core import ExecutionMode
+from cronplane_entries.entry_settings import read_execution_modes
+from cronplane_entries.registry import CRON_REGISTRY, CronEntrypoint, load_entries
 from cronplane_operator.cron_mirror import CronMirror
+from cronplane_operator.job_manifest import JobPlace
 from cronplane_operator.kopf_watch import KopfWatch
+from cronplane_operator.leader_extension import LeaderExtension
+from cronplane_operator.pod_extension import PodExtension
 from cronplane_operator.run_recorder import RunRecorder
 from cronplane_operator.runner import Runner
 from cronplane_operator.runner_resource import RunnerResource
@@ -18,13 +24,17 @@ from cronplane_operator.runner_resource import RunnerResource
 def serve() -> None:
     """Run the operator until SIGTERM or SIGINT, then drain."""
     configure_logging(read_settings(LogSettings))
-    settings, cluster = read_settings(RunnerSettings), read_settings(KubernetesSettings)
+    settings, cluster, pods = (
+        read_settings(RunnerSettings),
+        read_settings(KubernetesSettings),
+        read_settings(PodSettings),
+    )
     load_entries()
     collect_garbage_rarely()
-    asyncio.run(_serve(settings, cluster))
+    asyncio.run(_serve(settings, cluster, pods))
 
 
-async def _serve(settings: RunnerSettings, cluster: KubernetesSettings) -> None:
+async def _serve(settings: RunnerSettings, cluster: KubernetesSettings, pods: PodSettings) -> None:
     async with KubernetesClient.connected(kubeconfig=cluster.kubeconfig) as client:
         mirror = CronMirror(settings=cluster, client=client)
         resource = RunnerResource(
@@ -32,15 +42,31 @@ async def _serve(settings: RunnerSettings, cluster: KubernetesSettings) -> None:
         )
         recorder = RunRecorder(listeners=[mirror, resource])
 
+        extensions: list[LeaderExtension] = [mirror, resource]
+        if pods.run_image is not None:
+            place = JobPlace(
+                installation=cluster.installation, namespace=pods.run_namespace or cluster.release_namespace
+            )
+            extensions.append(PodExtension(client=client, settings=pods, place=place, profiles=_pod_profiles()))
         watch = KopfWatch(
             namespaces=mirror.namespaces,
             kubeconfig=cluster.kubeconfig,
             on_event=mirror.resource_seen,
             on_ended=lambda reason: recorder.watch_ended(reason=reason),
         )
-        runner = Runner(settings=settings, registry=CRON_REGISTRY, recorder=recorder, extensions=[mirror, resource])
+        runner = Runner(settings=settings, registry=CRON_REGISTRY, recorder=recorder, extensions=extensions)
         watch.start()
         try:
             await run_until_signalled(runner, settings=settings, recorder=recorder)
         finally:
             await watch.stop()
+
+
+def _pod_profiles() -> dict[str, str]:
+    """Name the profile of each entry that runs in pods."""
+    modes = read_execution_modes(os.environ, CRON_REGISTRY)
+    return {
+        name: CRON_REGISTRY[CronEntrypoint(name)].pod_profile
+        for name, mode in modes.items()
+        if mode is ExecutionMode.POD
+    }

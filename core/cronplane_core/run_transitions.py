@@ -289,7 +289,8 @@ _RENEW_ATTEMPT = text(
 )
 _EXPLAIN = text(
     """
-    SELECT status, reason, attempts FROM scheduler.cron_runs WHERE id = :run_id AND organization_id = :organization_id
+    SELECT status, reason, attempts FROM scheduler.cron_runs
+    WHERE id = :run_id AND organization_id = coalesce(CAST(:organization_id AS uuid), organization_id)
     """
 )
 # As if it had never passed the gate: its body was not entered, so it does not count as an attempt.
@@ -544,8 +545,11 @@ async def renew_attempt(connection: AsyncConnection, *, nonce: UUID, run_id: UUI
     await connection.execute(_RENEW_ATTEMPT, {"nonce": nonce, "run_id": run_id, "until": until})
 
 
-async def explain(connection: AsyncConnection, *, run_id: UUID, organization_id: UUID, number: int) -> str:
-    """Say in a sentence why an attempt of a run cannot be begun, go on or be ended."""
+async def explain(connection: AsyncConnection, *, run_id: UUID, organization_id: UUID | None, number: int) -> str:
+    """Say in a sentence why an attempt of a run cannot be begun, go on or be ended.
+
+    `organization_id` is whose run it has to be; None for any.
+    """
     row = (await connection.execute(_EXPLAIN, {"run_id": run_id, "organization_id": organization_id})).one_or_none()
     if row is None:
         return "There is no such run any more"

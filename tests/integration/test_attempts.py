@@ -280,7 +280,7 @@ async def test_without_keys_an_entry_that_hands_on_its_work_is_told_what_lacks(
 @pytest.mark.parametrize(
     "body",
     [
-        {"outcome": "lost"},
+        {"outcome": "skipped"},
         {"outcome": "completed", "result": [1]},
         {"outcome": "completed", "result": {"text": "\0"}},
         {"outcome": "completed", "result": {"big": "x" * 70_000}},
