@@ -29,7 +29,9 @@ from cronplane_api.errors import (
 from cronplane_api.principals import Access, Principal, access_of, authorize, bearer_key, is_installation_key
 from cronplane_api.problem_details import documented
 from cronplane_api.state import state_of
+from cronplane_core import lease
 from cronplane_core.database import autocommit
+from cronplane_core.signed_tokens import TokenInvalidError
 from cronplane_core.tables import Role
 
 LONGEST_QUERY = 8192
@@ -97,7 +99,7 @@ class GuardedRoute(APIRoute):
         async def guarded(plain: Request) -> Response:
             request = StrictRequest(plain.scope, plain.receive)
             if access is Access.TOKEN:
-                _check_token(request)
+                await _check_token(request)
             elif access is not Access.PUBLIC:
                 await _admit(request, access)
             _check_queries(request, known_queries)
@@ -123,11 +125,26 @@ async def _admit(request: Request, access: Role | Access) -> None:
     request.state.principal = principal
 
 
-def _check_token(request: Request) -> None:
-    """Let nobody's body be read who has no token of ours; what it is good for, the endpoint finds out."""
-    signer = state_of(request).token_signer
-    if signer is None or not signer.recognizes(bearer_key(request)):
+async def _check_token(request: Request) -> None:
+    """Let nobody's body be read who has no token of ours and proves no attempt; the endpoint finds out the rest."""
+    signer, token = state_of(request).token_signer, bearer_key(request)
+    is_ours = signer is not None and signer.recognizes(token)
+    if not is_ours and not await _proves_attempt(request, token):
         raise ProblemError(UNAUTHENTICATED, "Send the token that the run was given: Authorization: Bearer …")
+
+
+async def _proves_attempt(request: Request, token: str) -> bool:
+    state = state_of(request)
+    if state.attempt_proof is None:
+        return False
+    try:
+        run_id, number = UUID(request.path_params["run_id"]), int(request.path_params["number"])
+        async with autocommit(state.engine) as connection:
+            now = await lease.database_time(connection)
+        await state.attempt_proof.prove(token, run_id=run_id, number=number, now=now)
+    except (KeyError, ValueError, TokenInvalidError):
+        return False
+    return True
 
 
 def _organization_id(request: Request) -> UUID | None:

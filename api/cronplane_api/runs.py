@@ -4,7 +4,7 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cronplane_api.answers import Answer, IdempotencyKey, carry_out_once
@@ -16,12 +16,13 @@ from cronplane_api.principals import requires
 from cronplane_api.problem_details import documented
 from cronplane_api.schemas import RunDetail, RunPage, RunRead
 from cronplane_api.state import state_of
-from cronplane_core import cron_repository, run_repository
+from cronplane_core import attempt_job_repository, cron_repository, run_repository
 from cronplane_core.change_notifier import Channel
 from cronplane_core.database import autocommit
 from cronplane_core.run_repository import RunFilter
 from cronplane_core.tables import Role, RunStatus, TriggerKind
 from cronplane_entries.cron_request import Instant
+from cronplane_entries.registry import MOST_ATTEMPTS
 
 router = APIRouter(prefix="/crons/{organization_id}/{cron_id}/runs", tags=["runs"], route_class=GuardedRoute)
 
@@ -74,6 +75,36 @@ async def get_run(request: Request, organization_id: UUID, cron_id: UUID, run_id
     if found is None:
         raise not_found()
     return RunDetail.of(*found)
+
+
+@router.get(
+    "/{run_id}/log",
+    response_class=PlainTextResponse,
+    responses={200: {"content": {"text/plain": {}}}, **documented(404)},
+    operation_id="get_run_log",
+)
+@requires(Role.VIEWER)
+async def get_run_log(
+    request: Request,
+    organization_id: UUID,
+    cron_id: UUID,
+    run_id: UUID,
+    attempt: Annotated[
+        int | None, Query(ge=1, le=MOST_ATTEMPTS, description="whose log; left out, the last one's")
+    ] = None,
+) -> PlainTextResponse:
+    """Read what an attempt wrote: the end of its pod's log once the pod is over, else what its executor printed."""
+    async with autocommit(state_of(request).engine) as connection:
+        found = await run_repository.get_run(
+            connection, organization_id=organization_id, cron_id=cron_id, run_id=run_id
+        )
+        if found is None:
+            raise not_found()
+        number = found[0].attempts if attempt is None else attempt
+        log = await attempt_job_repository.read_log(
+            connection, organization_id=organization_id, run_id=run_id, number=number
+        )
+    return PlainTextResponse(log or "")
 
 
 @router.post(

@@ -43,15 +43,18 @@ async def _serve(settings: RunnerSettings, cluster: KubernetesSettings, pods: Po
         recorder = RunRecorder(listeners=[mirror, resource])
 
         extensions: list[LeaderExtension] = [mirror, resource]
+        watched, on_job = {*mirror.namespaces}, None
         if pods.run_image is not None:
-            place = JobPlace(
-                installation=cluster.installation, namespace=pods.run_namespace or cluster.release_namespace
-            )
-            extensions.append(PodExtension(client=client, settings=pods, place=place, profiles=_pod_profiles()))
+            run_namespace = pods.run_namespace or cluster.release_namespace
+            place = JobPlace(installation=cluster.installation, namespace=run_namespace)
+            in_pods = PodExtension(client=client, settings=pods, place=place, profiles=_pod_profiles())
+            extensions.append(in_pods)
+            watched, on_job = watched | {run_namespace}, in_pods.job_seen
         watch = KopfWatch(
-            namespaces=mirror.namespaces,
+            namespaces=watched,
             kubeconfig=cluster.kubeconfig,
             on_event=mirror.resource_seen,
+            on_job=on_job,
             on_ended=lambda reason: recorder.watch_ended(reason=reason),
         )
         runner = Runner(settings=settings, registry=CRON_REGISTRY, recorder=recorder, extensions=extensions)

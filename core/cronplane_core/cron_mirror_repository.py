@@ -89,10 +89,13 @@ _SHOWN = """
     LEFT JOIN scheduler.cron_mirrors mirror ON mirror.cron_id = c.id
     LEFT JOIN LATERAL (
         SELECT jsonb_agg(jsonb_build_object('id', id, 'scheduled_for', scheduled_for, 'status', status,
-                                            'reason', reason) ORDER BY scheduled_for DESC, id DESC) AS runs,
+                                            'reason', reason, 'job', job) ORDER BY scheduled_for DESC, id DESC) AS runs,
                bool_or(status IN ('error', 'timed_out', 'lost')) AS has_failed
         FROM (
-            SELECT id, scheduled_for, status, reason FROM scheduler.cron_runs WHERE cron_id = c.id
+            SELECT id, scheduled_for, status, reason,
+                   (SELECT namespace || '/' || name FROM scheduler.attempt_jobs WHERE run_id = cron_runs.id
+                    ORDER BY number DESC LIMIT 1) AS job
+            FROM scheduler.cron_runs WHERE cron_id = c.id
             ORDER BY scheduled_for DESC, id DESC LIMIT 5
         ) latest
     ) newest ON true
@@ -182,5 +185,5 @@ def _run(found: Mapping[str, Any]) -> ShownRun:
         scheduled_for=datetime.fromisoformat(found["scheduled_for"]),
         status=RunStatus(found["status"]),
         reason=found["reason"],
-        job=None,
+        job=found["job"],
     )

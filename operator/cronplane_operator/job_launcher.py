@@ -6,7 +6,7 @@ an attempt in a pod passes the start gate by itself.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -71,6 +71,7 @@ class JobLauncher:
         place: JobPlace,
         profiles: Mapping[str, str],
         state: LaunchState,
+        on_launched: Callable[[], None],
     ) -> None:
         self._term = term
         self._client = client
@@ -78,6 +79,7 @@ class JobLauncher:
         self._place = place
         self._profiles = profiles
         self._state = state
+        self._on_launched = on_launched
         self._attempts = PodAttemptRecord(term)
         self._refused: dict[UUID, _Refusal] = {}
         self._made: list[AttemptJob] = []
@@ -218,6 +220,7 @@ class JobLauncher:
             await leases.check(connection, lease=self._term.lease)
             await attempt_jobs.keep(connection, jobs=made)
         self._term.recorder.launched(jobs=len(made))
+        self._on_launched()
 
 
 _A_WHILE = timedelta(minutes=10)

@@ -1,4 +1,4 @@
-"""Kopf, in a thread and a loop of its own: it watches Crons, and tells of what it saw.
+"""Kopf, in a thread and a loop of its own: it watches Crons and Jobs, and tells of what it saw.
 
 Kopf ends as a whole when the API server is away at its start, when its CRD is deleted or when a right is missing, and
 when it ends it cancels tasks that are not its own; so it shares no loop with the runner, and is started again with
@@ -11,12 +11,13 @@ import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import kopf
 
-from cronplane_core.kubernetes_client import CRONS, Body, load_configuration
+from cronplane_core.kubernetes_client import CRONS, JOBS, Body, load_configuration
 
 # Seconds. A watch is asked for anew, so that one that fell silent, or whose right was taken away, is noticed soon.
 _WATCH_SERVER_TIMEOUT = 10
@@ -27,6 +28,7 @@ _SHORTEST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
 # After so many seconds of service an end counts as the first one.
 _STABLE = 120.0
+_OURS = {"app.kubernetes.io/managed-by": "cronplane"}
 _CREDENTIALS_LIFE = timedelta(minutes=1)
 
 OnEvent = Callable[[str | None, Body], None]
@@ -42,7 +44,11 @@ class WatchState:
 
 
 class KopfWatch:
-    """Keeps kopf going. `on_event` is called in the loop that started it: event type (None from a list), body."""
+    """Keeps kopf going, and calls back in the loop that started it.
+
+    `on_event` is told of Crons: event type (None from a list), body. `on_job` is told that a Job of ours has changed;
+    without it, Jobs are not watched.
+    """
 
     def __init__(
         self,
@@ -50,11 +56,13 @@ class KopfWatch:
         namespaces: Collection[str],
         kubeconfig: Path | None,
         on_event: OnEvent,
+        on_job: Callable[[], None] | None,
         on_ended: Callable[[str], None],
     ) -> None:
         self._namespaces = frozenset(namespaces)
         self._kubeconfig = kubeconfig
         self._on_event = on_event
+        self._on_job = on_job
         self._on_ended = on_ended
         self._stop = threading.Event()
         self._stop_kopf = threading.Event()
@@ -128,6 +136,10 @@ class KopfWatch:
             loop.call_soon_threadsafe(self._on_event, event["type"], _plain(event["object"]))
 
         kopf.on.event(CRONS.group, CRONS.version, CRONS.plural, registry=registry)(seen)
+        if self._on_job is not None:
+            kopf.on.event(JOBS.group, JOBS.version, JOBS.plural, labels=_OURS, registry=registry)(
+                partial(_hand_on, loop, self._on_job)
+            )
         kopf.on.login(registry=registry, errors=kopf.ErrorsMode.TEMPORARY)(self._log_in)
         return registry
 
@@ -144,6 +156,10 @@ class KopfWatch:
             # A pod's token is replaced now and then.
             expiration=datetime.now(UTC) + _CREDENTIALS_LIFE if credential else None,
         )
+
+
+def _hand_on(loop: asyncio.AbstractEventLoop, tell: Callable[[], None], **_: object) -> None:
+    loop.call_soon_threadsafe(tell)
 
 
 def _plain(body: Mapping[str, Any]) -> Body:

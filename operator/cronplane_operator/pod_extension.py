@@ -37,6 +37,7 @@ class PodExtension:
             place=self._place,
             profiles=self._profiles,
             state=self.state,
+            on_launched=self._wake.set,
         )
         observer = JobObserver(
             term=term, client=self._client, settings=self._settings, place=self._place, wake=self._wake

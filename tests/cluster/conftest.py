@@ -50,7 +50,9 @@ class Installation:
     name: str
     namespace: str
     tenant: str
+    runs: str
     kubeconfig: Path
+    api_kubeconfig: Path
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -89,16 +91,27 @@ def installation(
 ) -> Iterator[Installation]:
     """Install accounts, rights and definitions; `tenant` is the namespace of the test's organization."""
     suffix = secrets.token_hex(4)
-    namespace, tenant = f"cronplane-{suffix}", f"tenant-{suffix}"
-    for each in (namespace, tenant):
+    namespace, tenant, runs = f"cronplane-{suffix}", f"tenant-{suffix}", f"runs-{suffix}"
+    for each in (namespace, tenant, runs):
         kubectl("create", "namespace", each)
-    apply_chart(namespace, {"namespaces": [{"namespace": tenant, "organization": str(organization.id)}]})
+    kubectl("label", "namespace", runs, "pod-security.kubernetes.io/enforce=restricted")
+    mapped = [{"namespace": tenant, "organization": str(organization.id)}]
+    apply_chart(namespace, {"namespaces": mapped, "runNamespace": runs})
     kubectl.wait("condition=Established", "crd/crons.crons.cronplane.dev", "crd/runners.crons.cronplane.dev")
-    kubeconfig = tmp_path / "kubeconfig"
-    kubeconfig.write_text(json.dumps(_as_account(kubectl, namespace, f"{RELEASE}-operator")), encoding="utf-8")
-    yield Installation(name=RELEASE, namespace=namespace, tenant=tenant, kubeconfig=kubeconfig)
-    kubectl("delete", "namespace", "--wait=false", namespace, tenant)
-    kubectl("delete", "clusterrole,clusterrolebinding", f"{namespace}-{RELEASE}-operator")
+    files = {role: tmp_path / f"{role}-kubeconfig" for role in ("operator", "api")}
+    for role, file in files.items():
+        file.write_text(json.dumps(_as_account(kubectl, namespace, f"{RELEASE}-{role}")), encoding="utf-8")
+    yield Installation(
+        name=RELEASE,
+        namespace=namespace,
+        tenant=tenant,
+        runs=runs,
+        kubeconfig=files["operator"],
+        api_kubeconfig=files["api"],
+    )
+    kubectl("delete", "namespace", "--wait=false", namespace, tenant, runs)
+    roles = [f"{namespace}-{RELEASE}-{role}" for role in files]
+    kubectl("delete", "clusterrole,clusterrolebinding", *roles)
 
 
 def _as_account(kubectl: Kubectl, namespace: str, account: str) -> dict[str, Any]:

@@ -21,9 +21,18 @@ RUNNER_RIGHTS = {
 }
 
 
-def rights(kubectl: Any, installation: Any, namespace: str) -> dict[str, str]:
-    account = f"system:serviceaccount:{installation.namespace}:{installation.name}-operator"
-    lines = kubectl("auth", "can-i", "--list", "--no-headers", "--namespace", namespace, "--as", account).splitlines()
+RUN_RIGHTS = {
+    "jobs.batch": "[get list watch create patch delete]",
+    "pods": "[list]",
+    "pods/log": "[get]",
+}
+
+
+def rights(kubectl: Any, installation: Any, *, role: str, account_in: str, place: str) -> dict[str, str]:
+    namespaces = {"tenant": installation.tenant, "namespace": installation.namespace, "runs": installation.runs}
+    account = f"system:serviceaccount:{namespaces[account_in]}:{installation.name}-{role}"
+    where = namespaces.get(place, "default")
+    lines = kubectl("auth", "can-i", "--list", "--no-headers", "--namespace", where, "--as", account).splitlines()
     words = (line.split("[") for line in lines)
     found = {parts[0].strip(): f"[{parts[-1].strip()}" for parts in words}
     return {name: verbs for name, verbs in found.items() if name and OF_EVERYBODY not in name}
@@ -34,11 +43,27 @@ def rights(kubectl: Any, installation: Any, namespace: str) -> dict[str, str]:
     [
         ("tenant", CRON_RIGHTS | CLUSTER_RIGHTS),
         ("namespace", CRON_RIGHTS | RUNNER_RIGHTS | CLUSTER_RIGHTS),
+        ("runs", RUN_RIGHTS | CLUSTER_RIGHTS),
         ("foreign", CLUSTER_RIGHTS),
     ],
 )
 async def test_the_operators_account_may_do_what_it_needs_and_no_more(
     kubectl: Any, installation: Any, place: str, expected: dict[str, str]
 ) -> None:
-    namespace = getattr(installation, place, "default")
-    assert rights(kubectl, installation, namespace) == expected
+    assert rights(kubectl, installation, role="operator", account_in="namespace", place=place) == expected
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [("tenant", {}), ("namespace", {}), ("runs", {"pods": "[get]"}), ("foreign", {})],
+)
+async def test_the_apis_account_may_review_tokens_and_look_at_pods_of_runs(
+    kubectl: Any, installation: Any, place: str, expected: dict[str, str]
+) -> None:
+    review = {"tokenreviews.authentication.k8s.io": "[create]"}
+    assert rights(kubectl, installation, role="api", account_in="namespace", place=place) == review | expected
+
+
+@pytest.mark.parametrize("place", ["tenant", "namespace", "runs", "foreign"])
+async def test_the_account_of_runs_may_do_nothing(kubectl: Any, installation: Any, place: str) -> None:
+    assert rights(kubectl, installation, role="run", account_in="runs", place=place) == {}

@@ -81,6 +81,7 @@ ROUTES = [
     Route(name="finish_run", method="POST", path="/runs/{r}/finish", status=401, least="token"),
     Route(name="list_runs", method="GET", path="/crons/{o}/{c}/runs", status=200, least="viewer"),
     Route(name="get_run", method="GET", path="/crons/{o}/{c}/runs/{r}", status=200, least="viewer"),
+    Route(name="get_run_log", method="GET", path="/crons/{o}/{c}/runs/{r}/log", status=200, least="viewer"),
     Route(
         name="get_organization", method="GET", path="/organizations/{o}", status=200, least="admin", installation=200
     ),

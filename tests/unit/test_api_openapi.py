@@ -22,6 +22,7 @@ OPERATIONS = {
     "get_cron",
     "get_organization",
     "get_run",
+    "get_run_log",
     "healthz",
     "list_crons",
     "list_entrypoints",
