@@ -1,6 +1,8 @@
 """A real cluster, given by KUBECONFIG: set up and looked at as its administrator, worked in as the chart's accounts.
 
-`kubectl` and `helm` have to be in PATH. `CRONPLANE_TEST_PROGRAM_COMMAND`, called as `… kill|start PART`, breaks and
+`kubectl` and `helm` have to be in PATH. `CRONPLANE_TEST_IMAGE_COMMAND`, called as `… TAG -f DOCKERFILE CONTEXT`, builds an
+image and brings it into the cluster, and `CRONPLANE_TEST_HOST` is the address by which pods reach this machine; tests of
+pods need both. `CRONPLANE_TEST_PROGRAM_COMMAND`, called as `… kill|start PART`, breaks and
 mends parts of the cluster, such as `kube-apiserver`; without it the tests that need it say that they were skipped.
 """
 
@@ -9,6 +11,7 @@ import os
 import secrets
 import shlex
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -18,10 +21,12 @@ from typing import Any
 
 import pytest
 
-CHART = Path(__file__).parents[2] / "helm" / "cronplane"
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "helm" / "cronplane"
 # Seconds; generous, since it only keeps a test from waiting forever.
 HANG_GUARD = 60
 RELEASE = "test"
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - pods come from elsewhere
 _KUBECTL = shutil.which("kubectl") or "kubectl"
 _HELM = shutil.which("helm") or "helm"
 
@@ -133,6 +138,52 @@ def start_operator(installation: Installation, organization: Any, start_process:
             installation=installation.name,
             release_namespace=installation.namespace,
             namespaces=json.dumps({installation.tenant: str(organization.id)}),
+            **settings,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def image() -> str:
+    """Build the image of every role and bring it into the cluster."""
+    command = os.environ.get("CRONPLANE_TEST_IMAGE_COMMAND")
+    if not command:
+        pytest.skip("CRONPLANE_TEST_IMAGE_COMMAND is not set, so that there is no image for pods")
+    tag = "localhost/cronplane:test"
+    subprocess.run(
+        [*shlex.split(command), tag, "-f", str(ROOT / "deploy" / "Dockerfile"), str(ROOT)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    return tag
+
+
+@pytest.fixture
+def start_with_pods(
+    installation: Installation, image: str, start_operator: Callable[..., Any], start_process: Any
+) -> Callable[..., Any]:
+    """Start API and operator as processes, with the chart's accounts; `dummy_print` runs in pods."""
+    host = os.environ.get("CRONPLANE_TEST_HOST")
+    if not host:
+        pytest.skip("CRONPLANE_TEST_HOST is not set, so that pods cannot reach the API")
+    with socket.create_server((EVERYWHERE, 0)) as reserved:
+        port = reserved.getsockname()[1]
+
+    def start(**settings: object) -> Any:
+        start_process(
+            "api",
+            host=EVERYWHERE,
+            port=port,
+            pod_attempts=True,
+            kubeconfig=installation.api_kubeconfig,
+        )
+        return start_operator(
+            run_image=settings.pop("run_image", image),
+            run_namespace=installation.runs,
+            run_service_account=f"{installation.name}-run",
+            run_api_url=f"http://{host}:{port}",
+            entry_dummy_print_execution="pod",
             **settings,
         )
 
