@@ -1,9 +1,9 @@
 """A real cluster, given by KUBECONFIG: set up and looked at as its administrator, worked in as the chart's accounts.
 
-`kubectl` and `helm` have to be in PATH. `CRONPLANE_TEST_IMAGE_COMMAND`, called as `… TAG -f DOCKERFILE CONTEXT`, builds an
-image and brings it into the cluster, and `CRONPLANE_TEST_HOST` is the address by which pods reach this machine; tests of
-pods need both. `CRONPLANE_TEST_PROGRAM_COMMAND`, called as `… kill|start PART`, breaks and
-mends parts of the cluster, such as `kube-apiserver`; without it the tests that need it say that they were skipped.
+`kubectl` and `helm` have to be in PATH. `CRONPLANE_TEST_PROGRAM_COMMAND`, called as `… kill|start PART`, breaks and
+mends parts of the cluster, such as `kube-apiserver`. `CRONPLANE_TEST_IMAGE_COMMAND`, called as `… TAG -f DOCKERFILE
+CONTEXT`, builds an image and brings it into the cluster, and `CRONPLANE_TEST_HOST` is the address by which pods reach
+this machine. Tests that need what is not set say that they were skipped.
 """
 
 import json

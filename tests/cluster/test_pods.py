@@ -19,12 +19,13 @@ IS_QUEUED = "SELECT bool_and(status = 'queued' AND reason = %s) FROM scheduler.c
 
 
 @pytest.fixture
-def add_printing(add_cron: Any, database: Any) -> Callable[..., Any]:
+def add_printing(add_cron: Any, database: Any, organization: Any) -> Callable[..., Any]:
     """Write a cron that prints, half a minute before it fires."""
     database.set_clock(BEFORE, speed=0)
 
     async def add(name: str, *, error_rate: float = 0.0, **others: Any) -> Cron:
-        payload = {"message": "a payload that is printed", "error_rate": error_rate}
+        whose = {"user_id": "test", "organization_id": str(organization.id)}
+        payload = {"message": "a payload that is printed", "error_rate": error_rate, **whose}
         cron: Cron = await add_cron(name, cron_expr="1 12 * * *", entrypoint="dummy_print", payload=payload, **others)
         return cron
 

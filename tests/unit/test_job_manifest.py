@@ -1,0 +1,94 @@
+"""The Job of an attempt: its name, its limits, and what must not be in it."""
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+
+from cronplane_core.attempt_job_repository import UnlaunchedAttempt
+from cronplane_core.settings import PodProfile, PodSettings
+from cronplane_operator.job_manifest import JobPlace, is_job_of, job, job_name
+
+ATTEMPT = UnlaunchedAttempt(
+    run_id=UUID(int=1),
+    number=2,
+    organization_id=UUID(int=2),
+    cron_id=UUID(int=3),
+    cron_name="nightly",
+    entrypoint="an_entry",
+    scheduled_for=datetime(2026, 6, 1, tzinfo=UTC),
+    timeout=timedelta(minutes=5),
+    since=datetime(2026, 6, 1, tzinfo=UTC),
+    catchup_window=None,
+)
+PLACE = JobPlace(installation="here", namespace="runs")
+SETTINGS = PodSettings(run_image="an-image", run_api_url="http://api:8080")
+
+
+def test_the_name_is_a_dns_label_that_run_and_attempt_decide() -> None:
+    name = job_name(UUID(int=2**128 - 1), 1000)
+    assert len(name) + len("-abcde") <= 63
+    assert name == job_name(UUID(int=2**128 - 1), 1000)
+    assert len({job_name(UUID(int=run), number) for run in (1, 2) for number in (1, 2)}) == 4
+
+
+def test_a_job_is_known_as_the_attempts_by_its_labels_and_by_all_of_them() -> None:
+    made = job(ATTEMPT, place=PLACE, settings=SETTINGS, profile=PodProfile())
+    assert is_job_of(made, installation="here", run_id=ATTEMPT.run_id, number=2)
+    assert not is_job_of(made, installation="there", run_id=ATTEMPT.run_id, number=2)
+    assert not is_job_of(made, installation="here", run_id=ATTEMPT.run_id, number=1)
+    assert not is_job_of({"metadata": {}}, installation="here", run_id=ATTEMPT.run_id, number=2)
+
+
+def test_a_job_outlives_its_pods_start_and_its_attempt_and_is_never_restarted() -> None:
+    spec = job(ATTEMPT, place=PLACE, settings=SETTINGS, profile=PodProfile())["spec"]
+    assert spec["activeDeadlineSeconds"] == 600 + 300 + 60
+    assert (spec["backoffLimit"], spec["podReplacementPolicy"]) == (0, "Failed")
+    assert spec["template"]["spec"]["restartPolicy"] == "Never"
+
+
+def test_the_deadline_is_rounded_up_to_whole_seconds() -> None:
+    short = replace(ATTEMPT, timeout=timedelta(milliseconds=1))
+    assert job(short, place=PLACE, settings=SETTINGS, profile=PodProfile())["spec"]["activeDeadlineSeconds"] == 661
+
+
+def test_a_pod_has_no_token_for_the_cluster_and_one_for_us() -> None:
+    pod = job(ATTEMPT, place=PLACE, settings=SETTINGS, profile=PodProfile())["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    [source] = pod["volumes"][0]["projected"]["sources"]
+    assert source["serviceAccountToken"]["audience"] == "cronplane"
+
+
+def test_a_profile_makes_the_pod_and_cannot_take_our_variables() -> None:
+    profile = PodProfile(
+        image="theirs",
+        service_account="reporter",
+        limits={"memory": "64Mi"},
+        node_selector={"disk": "fast"},
+        environment={"CRONPLANE_RUN_ID": "another", "COLOR": "blue"},
+        environment_secrets=["credentials"],
+        secret_files={"certificate": "/certificate"},
+        runtime_class="gvisor",
+    )
+    pod = job(ATTEMPT, place=PLACE, settings=SETTINGS, profile=profile)["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    environment = {each["name"]: each.get("value") for each in container["env"]}
+    assert (container["image"], pod["serviceAccountName"], pod["runtimeClassName"]) == ("theirs", "reporter", "gvisor")
+    assert (environment["CRONPLANE_RUN_ID"], environment["COLOR"]) == (str(ATTEMPT.run_id), "blue")
+    assert container["envFrom"] == [{"secretRef": {"name": "credentials"}}]
+    assert {"name": "secret-0", "secret": {"secretName": "certificate"}} in pod["volumes"]
+    assert {"name": "secret-0", "mountPath": "/certificate", "readOnly": True} in container["volumeMounts"]
+    assert pod["nodeSelector"] == {"disk": "fast"}
+
+
+@pytest.mark.parametrize("unknown", [{"hostNetwork": True}, {"imagePullPolicy": "Always"}])
+def test_a_profile_with_an_unknown_setting_is_refused(unknown: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="Extra inputs are not permitted"):
+        PodProfile.model_validate(unknown)
+
+
+def test_no_organization_and_no_payload_is_in_a_job() -> None:
+    written = json.dumps(job(ATTEMPT, place=PLACE, settings=SETTINGS, profile=PodProfile()))
+    assert str(ATTEMPT.organization_id) not in written

@@ -1,0 +1,77 @@
+"""What Jobs and pods say, held against the reason that a person reads."""
+
+from typing import Any
+
+import pytest
+
+from cronplane_core.run_states import AttemptEnd
+from cronplane_operator import pod_outcome
+
+
+def pod(**status: Any) -> dict[str, Any]:
+    return {"metadata": {"name": "a-pod"}, "status": status}
+
+
+def waiting(reason: str) -> dict[str, Any]:
+    return pod(containerStatuses=[{"state": {"waiting": {"reason": reason, "message": "why"}}}])
+
+
+def terminated(code: int, reason: str = "Error") -> dict[str, Any]:
+    return pod(containerStatuses=[{"state": {"terminated": {"exitCode": code, "reason": reason}}}])
+
+
+def condition(kind: str, status: str = "True", reason: str = "", message: str = "") -> dict[str, Any]:
+    return {"conditions": [{"type": kind, "status": status, "reason": reason, "message": message}]}
+
+
+@pytest.mark.parametrize(
+    ("pods", "reason"),
+    [
+        ([waiting("ErrImagePull")], "ImagePull"),
+        ([waiting("ImagePullBackOff")], "ImagePull"),
+        ([waiting("InvalidImageName")], "ImagePull"),
+        ([waiting("CreateContainerConfigError")], "PodConfiguration"),
+        ([pod(**condition("PodScheduled", "False", message="0/1 nodes"))], "Unschedulable"),
+        ([waiting("ContainerCreating")], "PodNotStarted"),
+        ([], "PodNotMade"),
+    ],
+)
+def test_what_keeps_a_pod_from_its_attempt_is_named(pods: list[dict[str, Any]], reason: str) -> None:
+    assert pod_outcome.obstacle(pods).reason == reason
+
+
+def test_what_kubernetes_says_is_in_the_message() -> None:
+    found = pod_outcome.obstacle([pod(**condition("PodScheduled", "False", message="0/1 nodes are available"))])
+    assert found.message == "No node takes the pod: 0/1 nodes are available"
+
+
+@pytest.mark.parametrize(
+    ("job", "pods", "end", "reason"),
+    [
+        (condition("Complete"), [], AttemptEnd.COMPLETED, "Completed"),
+        (condition("Failed", reason="DeadlineExceeded"), [], AttemptEnd.TIMED_OUT, "AttemptTimeout"),
+        (condition("Failed"), [pod(**condition("DisruptionTarget"))], AttemptEnd.LOST, "Evicted"),
+        (condition("Failed"), [pod(reason="Evicted")], AttemptEnd.LOST, "Evicted"),
+        (condition("Failed"), [terminated(137, "OOMKilled")], AttemptEnd.ERROR, "OutOfMemory"),
+        (condition("Failed"), [terminated(7)], AttemptEnd.ERROR, "ExitCode"),
+        (condition("Failed"), [terminated(137)], AttemptEnd.ERROR, "ExitCode"),
+        (condition("Failed"), [], AttemptEnd.LOST, "PodGone"),
+    ],
+)
+def test_an_end_that_nobody_told_is_read_from_the_job_and_its_pods(
+    job: dict[str, Any], pods: list[dict[str, Any]], end: AttemptEnd, reason: str
+) -> None:
+    ended = pod_outcome.ended({"status": job}, pods)
+    assert (ended.end, ended.reason) == (end, reason)
+
+
+def test_the_exit_code_is_told() -> None:
+    assert "exit code 7" in pod_outcome.ended({"status": condition("Failed")}, [terminated(7)]).message
+
+
+@pytest.mark.parametrize(
+    ("status", "is_finished"),
+    [(condition("Complete"), True), (condition("Failed"), True), (condition("Complete", "False"), False), ({}, False)],
+)
+def test_a_job_is_over_when_a_condition_says_so(status: dict[str, Any], *, is_finished: bool) -> None:
+    assert pod_outcome.is_finished({"status": status}) is is_finished
