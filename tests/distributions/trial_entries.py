@@ -93,6 +93,29 @@ def _block(payload: Task, **_: object) -> None:
     Path(payload.path).read_bytes()
 
 
+def _say_that_it_runs(payload: Task) -> None:
+    """Say it to whoever reads the pipe."""
+    Path(payload.path).write_text("running")
+
+
+def _wait_for_cancellation(payload: Task, **_: object) -> None:
+    _say_that_it_runs(payload)
+    try:
+        time.sleep(3600)
+    except asyncio.CancelledError:
+        print("cleaned up")
+        raise
+
+
+async def _await_cancellation(payload: Task, **_: object) -> None:
+    _say_that_it_runs(payload)
+    try:
+        await asyncio.sleep(3600)
+    except asyncio.CancelledError:
+        print("cleaned up")
+        raise
+
+
 def _spin(payload: Task, **_: object) -> None:
     print("spinning")
     while True:
@@ -331,6 +354,8 @@ def _leave_a_process(payload: Task, **_: object) -> None:
 no_op = entry(_no_op)
 no_op_async = entry(_no_op_async)
 block = entry(_block)
+wait_for_cancellation = entry(_wait_for_cancellation)
+await_cancellation = entry(_await_cancellation)
 spin = entry(_spin)
 exit_hard = entry(_exit_hard)
 segfault = entry(_segfault)

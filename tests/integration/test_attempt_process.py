@@ -1,0 +1,188 @@
+"""`cronplane attempt` as the process of a pod, against a real API: the ends and words that the runner has, too."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from cronplane_core import run_repository
+from cronplane_core.cron_repository import Cron
+from cronplane_core.database import transaction
+from cronplane_core.run_repository import Run
+from cronplane_core.signed_tokens import Purpose, TokenClaims, parse_token_keys
+
+HANG_GUARD = 60.0
+IS_OVER = "SELECT finished_at IS NOT NULL FROM scheduler.cron_runs"
+ENDS = [
+    ("no_op", {}, "completed", "Completed"),
+    ("no_op_async", {}, "completed", "Completed"),
+    ("fail", {"text": "it did not work"}, "error", "ExecutorFailed"),
+    ("refuse_to_run", {}, "error", "ValidatorFailed"),
+    ("return_value", {"text": "nan"}, "error", "ResultInvalid"),
+    ("exit_hard", {}, "error", "WorkerExited"),
+    ("segfault", {}, "error", "WorkerCrashed"),
+    ("raise_exit", {}, "error", "ExecutorExited"),
+    ("cancel_itself", {}, "error", "ExecutorCancelled"),
+    ("no_op", {"unknown": 1}, "error", "PayloadInvalid"),
+]
+
+
+@pytest.fixture
+def queue(engine: AsyncEngine, add_cron: Any) -> Callable[..., Any]:
+    """Queue a run by hand."""
+
+    async def queue(entrypoint: str, payload: dict[str, Any], **policy: Any) -> Run:
+        cron: Cron = await add_cron(entrypoint=entrypoint, payload=payload, enabled=False, **policy)
+        async with transaction(engine) as connection:
+            return await run_repository.insert_manual_run(
+                connection, cron=cron, created_by="test", execution_payload=None
+            )
+
+    return queue
+
+
+@pytest.fixture
+def start_attempt(start_process: Any, token_keys: str, tmp_path: Path) -> Callable[..., Any]:
+    """Start the process of a run's first attempt, with an API for it."""
+
+    def start(run: Run) -> Any:
+        claims = TokenClaims(
+            purpose=Purpose.ATTEMPT,
+            organization_id=run.organization_id,
+            run_id=run.id,
+            attempt=1,
+            expires_at=datetime.now(UTC) + timedelta(minutes=5),
+        )
+        token_file = tmp_path / "token"
+        token_file.write_text(parse_token_keys(token_keys).sign(claims), encoding="ascii")
+        api = start_process("api", token_keys=token_keys)
+        return start_process(
+            "attempt",
+            run_api_url=api.address,
+            run_id=run.id,
+            attempt=1,
+            attempt_token_file=token_file,
+            attempt_location="a-pod",
+        )
+
+    return start
+
+
+async def exit_code(attempt: Any) -> int:
+    code: int = await asyncio.to_thread(attempt.process.wait, HANG_GUARD)
+    return code
+
+
+async def read(pipe: Path) -> str:
+    return await asyncio.to_thread(pipe.read_text)
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Path:
+    """Where an entry says that it runs."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    return path
+
+
+def run_of(database: Any) -> tuple[Any, ...]:
+    [row] = database.execute("SELECT status, reason, attempts FROM scheduler.cron_runs")
+    found: tuple[Any, ...] = row
+    return found
+
+
+def output_of(database: Any) -> str:
+    [[output]] = database.execute("SELECT output FROM scheduler.cron_attempts")
+    return str(output)
+
+
+@pytest.mark.parametrize(("entrypoint", "payload", "status", "reason"), ENDS)
+async def test_an_entry_ends_alike_in_a_pod(
+    *, queue: Any, start_attempt: Any, database: Any, entrypoint: str, payload: dict[str, Any], status: str, reason: str
+) -> None:
+    attempt = start_attempt(await queue(entrypoint, payload))
+    assert await exit_code(attempt) == (0 if status == "completed" else 1)
+    assert run_of(database) == (status, reason, 1)
+    assert database.execute("SELECT execution, location FROM scheduler.cron_attempts") == [("pod", "a-pod")]
+
+
+@pytest.mark.parametrize(("entrypoint", "payload", "status", "reason"), ENDS)
+async def test_an_entry_ends_alike_in_the_runner(
+    *,
+    queue: Any,
+    start_process: Any,
+    database: Any,
+    until: Any,
+    entrypoint: str,
+    payload: dict[str, Any],
+    status: str,
+    reason: str,
+) -> None:
+    await queue(entrypoint, payload)
+    start_process("runner")
+    await until(IS_OVER)
+    assert run_of(database) == (status, reason, 1)
+
+
+@pytest.mark.parametrize("entrypoint", ["wait_for_cancellation", "await_cancellation"])
+async def test_a_pod_that_is_told_to_end_cancels_its_executor_and_its_attempt_is_lost(
+    *, queue: Any, start_attempt: Any, database: Any, pipe: Path, entrypoint: str
+) -> None:
+    attempt = start_attempt(await queue(entrypoint, {"path": str(pipe)}))
+    assert await read(pipe) == "running"
+    attempt.send(signal.SIGTERM)
+    assert await exit_code(attempt) == 1
+    assert run_of(database) == ("lost", "PodTerminated", 1)
+    assert output_of(database) == "cleaned up\n"
+
+
+@pytest.mark.parametrize("entrypoint", ["wait_for_cancellation", "await_cancellation"])
+async def test_an_executor_is_cancelled_before_its_deadline_and_may_clean_up(
+    *, queue: Any, start_attempt: Any, database: Any, pipe: Path, entrypoint: str
+) -> None:
+    attempt = start_attempt(await queue(entrypoint, {"path": str(pipe)}, timeout=timedelta(seconds=5)))
+    assert await read(pipe) == "running"
+    assert await exit_code(attempt) == 1
+    assert run_of(database) == ("timed_out", "AttemptTimeout", 1)
+    assert output_of(database) == "cleaned up\n"
+
+
+async def test_an_executor_whose_run_somebody_cancels_is_cancelled_and_may_clean_up(
+    *, queue: Any, start_attempt: Any, database: Any, pipe: Path
+) -> None:
+    attempt = start_attempt(await queue("await_cancellation", {"path": str(pipe)}))
+    assert await read(pipe) == "running"
+    database.execute("UPDATE scheduler.cron_runs SET cancel_requested_at = scheduler.now()")
+    assert await exit_code(attempt) == 1
+    assert run_of(database) == ("cancelled", "CancelRequested", 1)
+    assert output_of(database) == "cleaned up\n"
+
+
+async def test_a_process_whose_attempt_is_over_does_nothing(
+    *, queue: Any, start_attempt: Any, database: Any, pipe: Path
+) -> None:
+    run = await queue("await_cancellation", {"path": str(pipe)})
+    database.execute(
+        "UPDATE scheduler.cron_runs SET status = 'cancelled', reason = 'Somebody', finished_at = scheduler.now()"
+    )
+    assert await exit_code(start_attempt(run)) == 3
+    assert run_of(database) == ("cancelled", "Somebody", 0)
+
+
+async def test_a_process_that_is_killed_leaves_a_run_that_its_heartbeats_give_away(
+    *, queue: Any, start_attempt: Any, start_process: Any, database: Any, until: Any, pipe: Path
+) -> None:
+    attempt = start_attempt(await queue("await_cancellation", {"path": str(pipe)}))
+    assert await read(pipe) == "running"
+    attempt.kill()
+    assert run_of(database) == ("running", "Started", 1)
+    start_process("runner")
+    database.set_clock(datetime.now(UTC) + timedelta(seconds=61))
+    await until(IS_OVER)
+    assert run_of(database) == ("lost", "HeartbeatsStopped", 1)
