@@ -34,6 +34,10 @@ demo: $(READY) ## Start the whole system with a cron of every entry; Ctrl-C stop
 bench: $(READY) ## Measure, each figure beside its baseline of the same run (NAME=… for one of them)
 	$(BIN)/python -m bench $(NAME)
 
+.PHONY: bench-cluster
+bench-cluster: $(READY) ## Measure how late Jobs are made in the cluster of KUBECONFIG, beside Kubernetes CronJobs
+	$(BIN)/python -m bench.cluster
+
 .PHONY: soak
 soak: $(READY) ## Kill everything at random for half an hour; parts add up (MINUTES=… SEED=… STATE=…)
 	$(BIN)/python -m bench.soak --minutes $(or $(MINUTES),30) --state $(or $(STATE),.cronplane/soak) $(if $(SEED),--seed $(SEED))

@@ -164,12 +164,15 @@ class JobObserver:
             await self._attempts.note(known.job.run_id, known.job.number, reason=found.reason, message=found.message)
             return
         ended = EndedAttempt(end=AttemptEnd.ERROR, reason=found.reason, message=found.message)
-        await self._attempts.end_unbegun(known.job.run_id, known.job.number, ended)
-        await self._settle(known, await self._pods(known))
-        await self._delete(known)
+        if await self._attempts.end_unbegun(known.job.run_id, known.job.number, ended):
+            await self._settle(known, await self._pods(known))
+            await self._delete(known)
 
     def _is_left_over(self, known: UnsettledJob) -> bool:
-        return known.ended_at is None or not known.has_begun or self._now - known.ended_at > _LEAVE
+        """Say whether nothing is to be expected of a Job any more; what was handed on may still be about to end."""
+        if not known.has_begun:
+            return True
+        return known.ended_at is not None and self._now - known.ended_at > _LEAVE
 
     async def _pods(self, known: UnsettledJob) -> list[Body]:
         """Give the pods of a Job, the newest first."""

@@ -47,15 +47,15 @@ class PodAttemptRecord:
             )
         term.recorder.finished(missed)
 
-    async def end_unbegun(self, run_id: UUID, number: int, ended: EndedAttempt) -> None:
-        """Count an attempt that never passed the start gate as one that did, and ended so; unless it has by now.
+    async def end_unbegun(self, run_id: UUID, number: int, ended: EndedAttempt) -> bool:
+        """Count an attempt that never passed the start gate as one that did, and ended so; False if it has by now.
 
         That shuts the gate, so that what may still come of the attempt's pod finds it shut.
         """
         term, nonce = self._term, uuid4()
         async with transaction(term.engine) as connection:
             now = await leases.check(connection, lease=term.lease)
-            await run_transitions.start(
+            begun = await run_transitions.start(
                 connection,
                 nonces={run_id: nonce},
                 epoch=term.lease.epoch,
@@ -67,6 +67,7 @@ class PodAttemptRecord:
             )
             moved = await self._end(connection, run_id, nonce, ended)
         self._tell(moved, ended)
+        return bool(begun)
 
     async def end_under_way(self, run_id: UUID, nonce: UUID, ended: EndedAttempt) -> None:
         """End an attempt that passed the gate, unless its own process has told of its end by now."""
