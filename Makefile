@@ -26,6 +26,10 @@ test: $(READY) ## Run all tests on a real embedded PostgreSQL
 test-cluster: $(READY) ## Run the tests that need a cluster: KUBECONFIG set, kubectl and helm in PATH
 	$(BIN)/python -m pytest tests/cluster
 
+.PHONY: kind
+kind: ## Run the cluster tests in a cluster made by kind (Docker, kind, kubectl and helm are needed)
+	deploy/kind/test
+
 .PHONY: demo
 demo: $(READY) ## Start the whole system with a cron of every entry; Ctrl-C stops it
 	$(BIN)/python examples/demo/demo.py
