@@ -36,26 +36,30 @@ class Gate:
         async with transaction(self.engine) as connection:
             await attempt_job_repository.keep(connection, jobs=[job])
 
-    def make_job(self, name: str) -> str:
-        """Make a suspended Job, which makes no pod; gives its UID."""
-        self.kubectl("create", "job", name, "--image=localhost/nothing:none", *self.here)
-        self.kubectl("patch", f"job/{name}", *self.here, "--type=merge", "--patch", '{"spec":{"suspend":true}}')
-        return str(self.kubectl.read(f"job/{name}", *self.here)["metadata"]["uid"])
+    def make_job(self, name: str, *, account: str) -> tuple[str, str]:
+        """Make a Job whose pod never runs; gives the Job's UID and the pod's name."""
+        self._create({"apiVersion": "batch/v1", "kind": "Job"}, name, {"template": {"spec": self._pod(account)}})
+        selector = f"--selector=batch.kubernetes.io/job-name={name}"
+        self.kubectl.wait("create", "pods", selector, *self.here)
+        [pod] = self.kubectl.read("pods", selector, *self.here)["items"]
+        return str(self.kubectl.read(f"job/{name}", *self.here)["metadata"]["uid"]), str(pod["metadata"]["name"])
 
-    def make_pod(self, name: str, *, controller: tuple[str, str] | None, account: str) -> None:
-        """Make a pod that never runs."""
-        owner = {"apiVersion": "batch/v1", "kind": "Job", "controller": True}
-        owners = [] if controller is None else [owner | {"name": controller[0], "uid": controller[1]}]
+    def make_pod(self, name: str, *, account: str) -> None:
+        """Make a pod that nothing controls, and that never runs."""
+        self._create({"apiVersion": "v1", "kind": "Pod"}, name, self._pod(account))
+
+    def _create(self, kind: dict[str, str], name: str, spec: dict[str, Any]) -> None:
+        body = {**kind, "metadata": {"name": name, "namespace": self.installation.runs}, "spec": spec}
+        self.kubectl("create", "--filename", "-", given=json.dumps(body))
+
+    def _pod(self, account: str) -> dict[str, Any]:
         security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "runAsNonRoot": True}
-        container = {"name": "attempt", "image": "localhost/nothing:none", "securityContext": security}
-        spec = {
+        return {
+            "restartPolicy": "Never",
             "serviceAccountName": account,
-            "containers": [container],
+            "containers": [{"name": "attempt", "image": "localhost/nothing:none", "securityContext": security}],
             "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
         }
-        metadata = {"name": name, "namespace": self.installation.runs, "ownerReferences": owners}
-        body = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
-        self.kubectl("create", "--filename", "-", given=json.dumps(body))
 
     def token(self, account: str, *options: str) -> str:
         return str(self.kubectl("create", "token", account, *self.here, *options)).strip()
@@ -85,21 +89,19 @@ async def gate(*, kubectl: Any, installation: Any, engine: AsyncEngine, add_cron
 
 async def test_only_the_pod_that_the_noted_job_controls_is_the_attempt(gate: Any, installation: Any) -> None:
     account = f"{installation.name}-run"
-    uid, other = gate.make_job("attempt"), gate.make_job("another")
-    gate.make_pod("right", controller=("attempt", uid), account=account)
-    gate.make_pod("another", controller=("another", other), account=account)
-    gate.make_pod("alone", controller=None, account=account)
-    gate.make_pod("default", controller=("attempt", uid), account="default")
-    right = gate.token_of_pod("right", account, AUDIENCE)
+    uid, pod = gate.make_job("attempt", account=account)
+    _, another = gate.make_job("another", account=account)
+    gate.make_pod("alone", account=account)
+    right = gate.token_of_pod(pod, account, AUDIENCE)
     assert await gate.ask(right) == 503, "the Job is not noted yet"
     await gate.note(uid)
     refused = {
-        "of a pod of another Job": gate.token_of_pod("another", account, AUDIENCE),
+        "of a pod of another Job": gate.token_of_pod(another, account, AUDIENCE),
         "of a pod that nothing controls": gate.token_of_pod("alone", account, AUDIENCE),
-        "of another account": gate.token_of_pod("default", "default", AUDIENCE),
+        "of another account": gate.token("default", AUDIENCE),
         "of no pod": gate.token(account, AUDIENCE),
-        "for another audience": gate.token_of_pod("right", account, "--audience=somebody"),
-        "for Kubernetes": gate.token_of_pod("right", account),
+        "for another audience": gate.token_of_pod(pod, account, "--audience=somebody"),
+        "for Kubernetes": gate.token_of_pod(pod, account),
         "of nobody": "nonsense",
     }
     assert {whose: await gate.ask(token) for whose, token in refused.items()} == dict.fromkeys(refused, 401)
@@ -108,9 +110,8 @@ async def test_only_the_pod_that_the_noted_job_controls_is_the_attempt(gate: Any
 
 async def test_the_token_of_a_deleted_pod_is_worthless(gate: Any, installation: Any, kubectl: Any) -> None:
     account = f"{installation.name}-run"
-    uid = gate.make_job("attempt")
-    gate.make_pod("right", controller=("attempt", uid), account=account)
+    uid, pod = gate.make_job("attempt", account=account)
     await gate.note(uid)
-    token = gate.token_of_pod("right", account, AUDIENCE)
-    kubectl("delete", "pod/right", "--now", *gate.here)
+    token = gate.token_of_pod(pod, account, AUDIENCE)
+    kubectl("delete", f"pod/{pod}", "--now", *gate.here)
     assert await gate.ask(token) == 401
