@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.security import HTTPBearer
 from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.types import Lifespan
 
 from cronplane_api import attempts, crons, entrypoints, health, organizations, problem_details, runs
 from cronplane_api.access_log import AccessLog
@@ -68,9 +69,8 @@ def create_application(
 ) -> FastAPI:
     """Make the application; `background` is entered when it starts and left when it stops, first in and last out.
 
-    `metrics` are those of the process, if anything else in it has some; by
-    `proof_opener` attempts may prove themselves,
-    besides by tokens that the installation has signed.
+    `metrics` are those of the process, if anything else in it has some. What `proof_opener` opens is a way by which
+    attempts may prove themselves, besides tokens that the installation has signed.
     """
     process_metrics = metrics or ProcessMetrics()
 
@@ -84,7 +84,17 @@ def create_application(
                 await stack.enter_async_context(enter())
             yield
 
-    application = Application(
+    application = _described(lifespan)
+    application.add_middleware(HeaderGuard)
+    application.add_middleware(AccessLog, metrics=HttpMetrics(process_metrics.registry))
+    problem_details.install(application)
+    for module in (crons, runs, attempts, entrypoints, organizations, health):
+        application.include_router(module.router)
+    return application
+
+
+def _described(lifespan: Lifespan[FastAPI]) -> Application:
+    return Application(
         title="Cronplane",
         version=__version__,
         summary="A control plane for typed cron jobs.",
@@ -94,12 +104,6 @@ def create_application(
         redoc_url=None,
         redirect_slashes=False,
     )
-    application.add_middleware(HeaderGuard)
-    application.add_middleware(AccessLog, metrics=HttpMetrics(process_metrics.registry))
-    problem_details.install(application)
-    for module in (crons, runs, attempts, entrypoints, organizations, health):
-        application.include_router(module.router)
-    return application
 
 
 @asynccontextmanager

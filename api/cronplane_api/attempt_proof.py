@@ -31,8 +31,10 @@ class ProvenAttempt:
 class AttemptProof(Protocol):
     """One kind of proof."""
 
-    async def prove(self, credential: str, *, run_id: UUID, number: int, now: datetime) -> ProvenAttempt:
+    async def prove(self, credential: str, *, run_id: UUID, number: int, now: datetime) -> UUID | None:
         """Read what a caller shows who says to be this attempt, at `now` (aware).
+
+        Gives whose attempt it then is; None if the proof does not tell that.
 
         Raises:
             TokenInvalidError: it proves nothing.
@@ -51,12 +53,12 @@ class SignedTokenProof:
     def __init__(self, signer: TokenSigner) -> None:
         self._signer = signer
 
-    async def prove(self, credential: str, *, run_id: UUID, number: int, now: datetime) -> ProvenAttempt:
+    async def prove(self, credential: str, *, run_id: UUID, number: int, now: datetime) -> UUID | None:
         """Read a token."""
         claims = self._signer.read(credential, purpose=Purpose.ATTEMPT, now=now)
         if (claims.run_id, claims.attempt) != (run_id, number):
             raise TokenInvalidError("the token is another attempt's")
-        return ProvenAttempt(organization_id=claims.organization_id, run_id=claims.run_id, number=claims.attempt)
+        return claims.organization_id
 
 
 def renewed_token(signer: TokenSigner | None, attempt: ProvenAttempt, *, now: datetime) -> str | None:
@@ -79,7 +81,7 @@ class AnyProof:
     def __init__(self, proofs: Sequence[AttemptProof]) -> None:
         self._proofs = proofs
 
-    async def prove(self, credential: str, *, run_id: UUID, number: int, now: datetime) -> ProvenAttempt:
+    async def prove(self, credential: str, *, run_id: UUID, number: int, now: datetime) -> UUID | None:
         """Try one kind after the other."""
         for proof in self._proofs:
             try:

@@ -66,12 +66,10 @@ class ErrorSent(Strict):
     traceback: Text = Field(default="", max_length=16_384)
 
 
-class CallbackFinish(Strict):
-    """How the work ended that was handed on."""
+class _Finish(Strict):
+    """What everybody tells who tells an end; `outcome` is one of those in `_WORDS`."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [_COMPLETED]})
-
-    outcome: Literal["completed", "error"]
+    outcome: str
     result: Result
     error: ErrorSent | None = Field(default=None, description="what went wrong, of an `error`")
     may_retry: bool = Field(default=True, description="false if another attempt would fail, too")
@@ -99,13 +97,21 @@ class CallbackFinish(Strict):
         return self.error.model_dump_json() if self.error is not None and self.outcome == "error" else None
 
 
-class AttemptFinish(CallbackFinish):
+class CallbackFinish(_Finish):
+    """How the work ended that was handed on."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_COMPLETED]})
+
+    outcome: Literal["completed", "error"]
+
+
+class AttemptFinish(_Finish):
     """How an attempt ended; `accepted` if somebody else has the work now."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_NONCE | _COMPLETED]})
 
     nonce: Nonce
-    outcome: Literal["completed", "accepted", "error", "timed_out", "cancelled", "lost"]  # type: ignore[assignment]  # more than a callback may tell
+    outcome: Literal["completed", "accepted", "error", "timed_out", "cancelled", "lost"]
     reason: str | None = Field(
         default=None, pattern="^[A-Z][A-Za-z]{0,63}$", description="a stable word in CamelCase for how it ended"
     )
@@ -114,14 +120,8 @@ class AttemptFinish(CallbackFinish):
 
     def ended(self) -> EndedAttempt:
         """Give the end as it is decided upon, in the words of the process if it has some."""
-        reason, message = _WORDS[self.outcome]
-        return EndedAttempt(
-            end=AttemptEnd(self.outcome),
-            reason=self.reason or reason,
-            message=self.message or message,
-            may_retry=self.may_retry,
-            retry_after=None if self.retry_after is None else timedelta(seconds=self.retry_after),
-        )
+        ended = super().ended()
+        return ended._replace(reason=self.reason or ended.reason, message=self.message or ended.message)
 
 
 _WORDS = {

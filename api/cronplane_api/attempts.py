@@ -28,10 +28,9 @@ from cronplane_api.errors import ATTEMPT_OVER, INVALID, NOT_HANDED_ON, NOT_READY
 from cronplane_api.guarded_route import GuardedRoute
 from cronplane_api.principals import Access, bearer_key, requires
 from cronplane_api.problem_details import documented
-from cronplane_api.state import state_of
+from cronplane_api.state import attempt_of, state_of
 from cronplane_core import lease, run_transitions
 from cronplane_core.change_notifier import Channel
-from cronplane_core.database import autocommit
 from cronplane_core.run_states import ATTEMPT_TIMEOUT, after_attempt
 from cronplane_core.run_transitions import FinishedAttempt, OpenRun, StartedAttempt, Transition
 from cronplane_core.signed_tokens import Purpose, TokenClaims, TokenInvalidError, TokenSigner, token_hash
@@ -54,7 +53,7 @@ ATTEMPT_LEASE = timedelta(seconds=60)
 async def start_attempt(request: Request, run_id: UUID, number: Number, body: AttemptStart) -> Response:
     """Pass the start gate, once; with the same nonce the answer may be asked for again. The body runs after it."""
 
-    attempt = await _prove(request, run_id, number)
+    attempt = attempt_of(request, run_id=run_id, number=number)
 
     async def start(connection: AsyncConnection) -> Answer:
         now = await lease.database_time(connection)
@@ -90,7 +89,7 @@ async def start_attempt(request: Request, run_id: UUID, number: Number, body: At
 async def beat_attempt(request: Request, run_id: UUID, number: Number, body: AttemptBeat) -> Response:
     """Say that the attempt goes on, and learn whether it still should."""
 
-    attempt = await _prove(request, run_id, number)
+    attempt = attempt_of(request, run_id=run_id, number=number)
 
     async def beat(connection: AsyncConnection) -> Answer:
         now = await lease.database_time(connection)
@@ -117,7 +116,7 @@ async def beat_attempt(request: Request, run_id: UUID, number: Number, body: Att
 async def finish_attempt(request: Request, run_id: UUID, number: Number, body: AttemptFinish) -> Response:
     """Tell how the attempt ended; of one that is over, or another's, nothing is changed."""
 
-    attempt = await _prove(request, run_id, number)
+    attempt = attempt_of(request, run_id=run_id, number=number)
 
     async def finish(connection: AsyncConnection) -> Answer:
         now = await lease.database_time(connection)
@@ -154,19 +153,6 @@ async def finish_run(request: Request, run_id: UUID, body: CallbackFinish) -> Re
         return await _move(connection, found, finished, now=now)
 
     return await carry_out(request, finish, notify=Channel.RUNS)
-
-
-async def _prove(request: Request, run_id: UUID, number: int) -> ProvenAttempt:
-    """Let a caller prove to be an attempt, before a transaction begins: others may have to be asked."""
-    state, credential = state_of(request), bearer_key(request)
-    if state.attempt_proof is None:
-        raise ProblemError(UNAUTHENTICATED, "The installation has no keys for tokens of runs: set CRONPLANE_TOKEN_KEYS")
-    async with autocommit(state.engine) as connection:
-        now = await lease.database_time(connection)
-    try:
-        return await state.attempt_proof.prove(credential, run_id=run_id, number=number, now=now)
-    except TokenInvalidError as error:
-        raise _not_proven() from error
 
 
 def _is_of(organization_id: UUID, attempt: ProvenAttempt) -> bool:

@@ -35,6 +35,8 @@ from cronplane_core.signed_tokens import TokenInvalidError
 from cronplane_core.tables import Role
 
 LONGEST_QUERY = 8192
+# The end of an attempt with a result and an output at their bounds, with every character escaped.
+LARGEST_END = 1024 * 1024
 # For the description of a query that is a text; the guard refuses NUL in every query, before any pattern is asked.
 WITHOUT_NUL = r"^[^\x00]*$"
 _MOST_LENGTH_DIGITS = 20
@@ -51,7 +53,7 @@ class StrictRequest(Request):
             state = state_of(self)
             try:
                 async with asyncio.timeout(state.body_timeout.total_seconds()):
-                    self._body = await self._read(state.body_limit)
+                    self._body = await self._read(_body_limit(self))
             except ClientDisconnect as error:
                 raise ProblemError(MALFORMED, "The body ended before it was whole") from error
             except TimeoutError as error:
@@ -126,25 +128,29 @@ async def _admit(request: Request, access: Role | Access) -> None:
 
 
 async def _check_token(request: Request) -> None:
-    """Let nobody's body be read who has no token of ours and proves no attempt; the endpoint finds out the rest."""
+    """Let nobody's body be read who proves no attempt; what else a token is good for, the endpoint finds out."""
     signer, token = state_of(request).token_signer, bearer_key(request)
-    is_ours = signer is not None and signer.recognizes(token)
-    if not is_ours and not await _proves_attempt(request, token):
-        raise ProblemError(UNAUTHENTICATED, "Send the token that the run was given: Authorization: Bearer …")
+    if "number" in request.path_params:
+        request.state.attempt_owner = await _prove_attempt(request, token)
+    elif signer is None or not signer.recognizes(token):
+        raise _not_proven()
 
 
-async def _proves_attempt(request: Request, token: str) -> bool:
+async def _prove_attempt(request: Request, token: str) -> UUID | None:
     state = state_of(request)
     if state.attempt_proof is None:
-        return False
+        raise ProblemError(UNAUTHENTICATED, "The installation has no keys for tokens of runs: set CRONPLANE_TOKEN_KEYS")
     try:
         run_id, number = UUID(request.path_params["run_id"]), int(request.path_params["number"])
         async with autocommit(state.engine) as connection:
             now = await lease.database_time(connection)
-        await state.attempt_proof.prove(token, run_id=run_id, number=number, now=now)
-    except (KeyError, ValueError, TokenInvalidError):
-        return False
-    return True
+        return await state.attempt_proof.prove(token, run_id=run_id, number=number, now=now)
+    except (ValueError, TokenInvalidError) as error:
+        raise _not_proven() from error
+
+
+def _not_proven() -> ProblemError:
+    return ProblemError(UNAUTHENTICATED, "Send the token that is good for this run: Authorization: Bearer …")
 
 
 def _organization_id(request: Request) -> UUID | None:
@@ -175,7 +181,7 @@ def _check_queries(request: Request, known: set[str]) -> None:
 
 
 async def _check_body(request: Request) -> None:
-    limit = state_of(request).body_limit
+    limit = _body_limit(request)
     if _declared_length(request) > limit:
         raise ProblemError(TOO_LARGE, f"The body has more than {limit} bytes")
     if not await request.body():
@@ -187,6 +193,12 @@ async def _check_body(request: Request) -> None:
         raise ProblemError(UNSUPPORTED_MEDIA_TYPE, "Send JSON, with Content-Type: application/json")
     # Here, and kept for FastAPI, which would give a refusal of ours in words of its own.
     await request.json()
+
+
+def _body_limit(request: Request) -> int:
+    """Give how many bytes are read: from an attempt that has proven itself also a result with all that was printed."""
+    limit = state_of(request).body_limit
+    return max(limit, LARGEST_END) if hasattr(request.state, "attempt_owner") else limit
 
 
 def _declared_length(request: Request) -> int:

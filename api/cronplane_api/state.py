@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
+from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.requests import Request
 
-from cronplane_api.attempt_proof import AttemptProof
+from cronplane_api.attempt_proof import AttemptProof, ProvenAttempt
 from cronplane_api.batched_statements import CronInsertion, KeyRecognition
 from cronplane_api.principals import Principal
 from cronplane_core.change_notifier import ChangeNotifier
@@ -44,3 +45,8 @@ def principal_of(request: Request) -> Principal:
     """Give whom the route has let pass."""
     principal: Principal = request.state.principal
     return principal
+
+
+def attempt_of(request: Request, *, run_id: UUID, number: int) -> ProvenAttempt:
+    """Give the attempt, named by the path, that the route has let pass."""
+    return ProvenAttempt(organization_id=request.state.attempt_owner, run_id=run_id, number=number)

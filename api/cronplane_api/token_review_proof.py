@@ -10,12 +10,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cronplane_api.attempt_proof import ProofOpener, ProvenAttempt
+from cronplane_api.attempt_proof import ProofOpener
 from cronplane_api.errors import NOT_READY, ProblemError
 from cronplane_core import attempt_job_repository as attempt_jobs
 from cronplane_core.attempt_job_repository import AttemptJob
@@ -46,18 +45,16 @@ class TokenReviewProof:
         self._engine = engine
         self._believed: OrderedDict[tuple[bytes, UUID, int], datetime] = OrderedDict()
 
-    async def prove(self, credential: str, *, run_id: UUID, number: int, now: datetime) -> ProvenAttempt:
+    async def prove(self, credential: str, *, run_id: UUID, number: int, now: datetime) -> None:
         """Ask Kubernetes about a token, unless it was asked a moment ago and said yes."""
-        proven = ProvenAttempt(organization_id=None, run_id=run_id, number=number)
         key = (hashlib.sha256(credential.encode("utf-8", "surrogateescape")).digest(), run_id, number)
         if (until := self._believed.get(key)) is not None and now < until <= now + _BELIEVED:
-            return proven
+            return
         try:
             await self._review(credential, run_id=run_id, number=number)
         except KubernetesError as error:
             raise ProblemError(NOT_READY, f"Kubernetes cannot be asked about the token. {error}") from error
         self._believe(key, now + _BELIEVED)
-        return proven
 
     async def _review(self, credential: str, *, run_id: UUID, number: int) -> None:
         review = {
@@ -108,7 +105,7 @@ def opener(*, kubeconfig: Path | None) -> ProofOpener:
     return opened
 
 
-def _only(values: Any) -> str | None:  # noqa: ANN401 - Kubernetes sends lists of texts
+def _only(values: object) -> str | None:
     return values[0] if isinstance(values, list) and len(values) == 1 else None
 
 

@@ -12,7 +12,8 @@ from cronplane_core.log import configure_logging
 from cronplane_core.settings import AttemptSettings, LogSettings
 from cronplane_entries.entry_settings import read_entry_settings
 from cronplane_entries.registry import CRON_REGISTRY, load_entries
-from cronplane_operator.pod_attempt import AttemptApi, AttemptPlace, ExitCode, PodAttempt
+from cronplane_operator.pod_attempt import AttemptApi, AttemptPlace, PodAttempt
+from cronplane_operator.pod_outcome import ExitCode
 
 
 def serve() -> int:

@@ -12,6 +12,7 @@ from cronplane_entries.core import ExecutionMode
 from cronplane_entries.entry_settings import read_execution_modes
 from cronplane_entries.registry import CRON_REGISTRY, CronEntrypoint, load_entries
 from cronplane_operator.cron_mirror import CronMirror
+from cronplane_operator.job_launcher import LaunchState
 from cronplane_operator.job_manifest import JobPlace
 from cronplane_operator.kopf_watch import KopfWatch
 from cronplane_operator.leader_extension import LeaderExtension
@@ -37,8 +38,13 @@ def serve() -> None:
 async def _serve(settings: RunnerSettings, cluster: KubernetesSettings, pods: PodSettings) -> None:
     async with KubernetesClient.connected(kubeconfig=cluster.kubeconfig) as client:
         mirror = CronMirror(settings=cluster, client=client)
+        launches = LaunchState()
         resource = RunnerResource(
-            settings=cluster, client=client, mirror=lambda: mirror.state, watch=lambda: watch.state
+            settings=cluster,
+            client=client,
+            mirror=lambda: mirror.state,
+            watch=lambda: watch.state,
+            launches=launches,
         )
         recorder = RunRecorder(listeners=[mirror, resource])
 
@@ -47,7 +53,7 @@ async def _serve(settings: RunnerSettings, cluster: KubernetesSettings, pods: Po
         if pods.run_image is not None:
             run_namespace = pods.run_namespace or cluster.release_namespace
             place = JobPlace(installation=cluster.installation, namespace=run_namespace)
-            in_pods = PodExtension(client=client, settings=pods, place=place, profiles=_pod_profiles())
+            in_pods = PodExtension(client=client, settings=pods, place=place, profiles=_pod_profiles(), state=launches)
             extensions.append(in_pods)
             watched, on_job = watched | {run_namespace}, in_pods.job_seen
         watch = KopfWatch(

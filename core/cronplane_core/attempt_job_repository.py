@@ -30,7 +30,6 @@ class UnlaunchedAttempt:
     cron_id: UUID
     cron_name: str
     entrypoint: str
-    scheduled_for: datetime
     timeout: timedelta
     since: datetime
     catchup_window: timedelta | None
@@ -52,23 +51,18 @@ class AttemptJob:
 class UnsettledJob:
     """A Job for which something may be left to do, and how its attempt stands. Instants are aware and in UTC.
 
-    `status`, `reason` and `attempts` are the run's; `nonce`, `location` and `execution_deadline` are the attempt's if
-    it has passed the start gate and is not over, `ended_at` is when it was over.
+    `status`, `reason` and `attempts` are the run's. `has_begun` says whether the attempt has passed the start gate;
+    `nonce` is its own while it is not over, `ended_at` is when it was, or else the run.
     """
 
     job: AttemptJob
     created_at: datetime
-    organization_id: UUID
-    cron_id: UUID
-    entrypoint: str
     status: RunStatus
     reason: str
     attempts: int
     has_begun: bool
     nonce: UUID | None
     ended_at: datetime | None
-    since: datetime
-    catchup_window: timedelta | None
 
     @property
     def is_waiting(self) -> bool:
@@ -76,16 +70,16 @@ class UnsettledJob:
         return self.status is RunStatus.QUEUED and self.attempts + 1 == self.job.number
 
     @property
-    def is_under_way(self) -> bool:
-        """Say whether the attempt has passed the start gate, and its end is not recorded."""
-        return self.status is RunStatus.RUNNING and self.attempts == self.job.number and self.nonce is not None
+    def under_way(self) -> UUID | None:
+        """Give the attempt's nonce if it has passed the start gate and its process has yet to tell its end."""
+        return self.nonce if self.status is RunStatus.RUNNING and self.attempts == self.job.number else None
 
 
 _UNLAUNCHED = text(
     """
     SELECT run.id AS run_id, run.attempts + 1 AS number, run.organization_id, run.cron_id, cron.name AS cron_name,
            CAST(cron.entrypoint AS text) AS entrypoint,
-           run.scheduled_for, cron.timeout, cron.catchup_window,
+           cron.timeout, cron.catchup_window,
            coalesce(run.not_before, CASE run.trigger_kind WHEN 'schedule' THEN run.scheduled_for
                                                           ELSE run.created_at END) AS since
     FROM scheduler.cron_runs run JOIN scheduler.cron_jobs cron ON cron.id = run.cron_id
@@ -113,15 +107,11 @@ _KEEP = text(
 _UNSETTLED = text(
     """
     SELECT job.run_id, job.number, job.namespace, job.name, job.uid, job.service_account,
-           job.created_at, run.organization_id, run.cron_id, CAST(cron.entrypoint AS text) AS entrypoint, run.status,
-           run.reason, run.attempts, attempt.run_id IS NOT NULL AS has_begun,
+           job.created_at, run.status, run.reason, run.attempts, attempt.run_id IS NOT NULL AS has_begun,
            CASE WHEN attempt.outcome IS NULL THEN attempt.nonce END AS nonce,
-           coalesce(attempt.finished_at, run.finished_at) AS ended_at,
-           coalesce(run.not_before, CASE run.trigger_kind WHEN 'schedule' THEN run.scheduled_for
-                                                          ELSE run.created_at END) AS since, cron.catchup_window
+           coalesce(attempt.finished_at, run.finished_at) AS ended_at
     FROM scheduler.attempt_jobs job
     JOIN scheduler.cron_runs run ON run.id = job.run_id
-    JOIN scheduler.cron_jobs cron ON cron.id = run.cron_id
     LEFT JOIN LATERAL (
         SELECT * FROM scheduler.cron_attempts WHERE run_id = job.run_id AND number = job.number OFFSET 0
     ) attempt ON true
@@ -251,15 +241,10 @@ def _unsettled(row: Row[Any]) -> UnsettledJob:
     return UnsettledJob(
         job=_job(row),
         created_at=row.created_at,
-        organization_id=row.organization_id,
-        cron_id=row.cron_id,
-        entrypoint=row.entrypoint,
         status=RunStatus(row.status),
         reason=row.reason,
         attempts=row.attempts,
         has_begun=row.has_begun,
         nonce=row.nonce,
         ended_at=row.ended_at,
-        since=row.since,
-        catchup_window=row.catchup_window,
     )

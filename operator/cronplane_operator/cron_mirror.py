@@ -41,6 +41,7 @@ from cronplane_operator.cron_mirror_plan import (
     readable_label,
     remarks_on,
 )
+from cronplane_operator.event_waits import any_set_or_elapsed
 from cronplane_operator.leader_extension import TermContext
 from cronplane_operator.resource_events import ResourceEvents
 from cronplane_operator.runner_metrics import Load
@@ -136,9 +137,7 @@ class CronMirror:
         crons, runs = term.crons_changed.subscribe(), term.runs_changed.subscribe()
         pause = _GATHER
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_RESYNC_INTERVAL):
-                    await _any_of(self._wake, crons, runs)
+            await any_set_or_elapsed(self._wake, crons, runs, seconds=_RESYNC_INTERVAL)
             await asyncio.sleep(pause)
             for event in (self._wake, crons, runs):
                 event.clear()
@@ -343,12 +342,3 @@ def _is_newer(body: Body, known: Body | None) -> bool:
     if known is None or known["metadata"]["uid"] != body["metadata"]["uid"]:
         return True
     return int(body["metadata"]["resourceVersion"]) > int(known["metadata"]["resourceVersion"])
-
-
-async def _any_of(*events: asyncio.Event) -> None:
-    waiting = [asyncio.create_task(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in waiting:
-            task.cancel()

@@ -6,7 +6,7 @@ an attempt in a pod passes the start gate by itself.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -26,12 +26,12 @@ from cronplane_core.kubernetes_client import (
 from cronplane_core.run_states import AttemptEnd, EndedAttempt
 from cronplane_core.settings import PodProfile, PodSettings
 from cronplane_operator.claim_decision import DEFAULT_CATCHUP_WINDOW
+from cronplane_operator.event_waits import any_set_or_elapsed
 from cronplane_operator.fair_queue import FairQueue
 from cronplane_operator.job_manifest import JobPlace, is_job_of, job, job_name, service_account
 from cronplane_operator.leader_extension import TermContext
 from cronplane_operator.pod_attempt_record import PodAttemptRecord
 
-DEFAULT_PROFILE = "default"
 # Seconds between two looks at the table, if nobody tells.
 _LOOK_PAUSE = 1.0
 _UNAVAILABLE_PAUSE = 0.5
@@ -47,7 +47,6 @@ _NO_PROFILE = PodProfile()
 class LaunchState:
     """How launching goes; `trouble` is why it does not get on, or empty."""
 
-    waiting: int = 0
     trouble: str = ""
 
 
@@ -104,7 +103,7 @@ class JobLauncher:
                 self._term.recorder.database_away(doing="launching", error=error)
             if self._rests:
                 await asyncio.sleep(self._pause)
-            await _any_or_elapsed(claimed, changed, seconds=_LOOK_PAUSE)
+            await any_set_or_elapsed(claimed, changed, seconds=_LOOK_PAUSE)
 
     async def _launch_batch(self) -> bool:
         """Launch what there is; tells whether there may be more."""
@@ -118,8 +117,9 @@ class JobLauncher:
                 besides=[run_id for run_id, each in self._refused.items() if each.until > now],
                 limit=_LOOK_BATCH,
             )
-        self._state.waiting = len(found)
         if not found:
+            if not self._refused:
+                self._state.trouble = ""
             return False
         queue: FairQueue[UnlaunchedAttempt] = FairQueue()
         for attempt in found:
@@ -152,6 +152,7 @@ class JobLauncher:
             await self._refuse(attempt, error, now=now)
         else:
             self._state.trouble, self._pause = "", 0.0
+            self._refused.pop(attempt.run_id, None)
             if made is not None:
                 self._made.append(self._attempt_job(attempt, made, profile))
 
@@ -232,12 +233,3 @@ def _conflict(name: str, namespace: str) -> EndedAttempt:
         reason="NameConflict",
         message=f"Job {namespace}/{name} is there and was not made by this installation; delete it.",
     )
-
-
-async def _any_or_elapsed(*events: asyncio.Event, seconds: float) -> None:
-    waits: Sequence[asyncio.Task[bool]] = [asyncio.create_task(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()

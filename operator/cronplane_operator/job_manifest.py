@@ -21,7 +21,7 @@ CRON_LABEL = "crons.cronplane.dev/cron-id"
 CRON_ANNOTATION = "crons.cronplane.dev/cron"
 CONTAINER = "attempt"
 AUDIENCE = "cronplane"
-TOKEN_DIRECTORY = "/var/run/secrets/cronplane"  # noqa: S105 - a path
+PROOF_DIRECTORY = "/var/run/secrets/cronplane"
 # Seconds. After SIGTERM the executor is cancelled, and what is left of the time is for telling of it.
 TERMINATION_GRACE = 30
 # How long a Job that is over is kept for people to look at; its log is kept with the run.
@@ -122,7 +122,7 @@ def _pod(attempt: UnlaunchedAttempt, *, settings: PodSettings, profile: PodProfi
 
 def _container(attempt: UnlaunchedAttempt, *, settings: PodSettings, profile: PodProfile) -> Body:
     mounts = [
-        {"name": "token", "mountPath": TOKEN_DIRECTORY, "readOnly": True},
+        {"name": "token", "mountPath": PROOF_DIRECTORY, "readOnly": True},
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the pod's own, and empty
         *({"name": f"secret-{n}", "mountPath": path, "readOnly": True} for n, path in _numbered(profile.secret_files)),
     ]
@@ -150,7 +150,7 @@ def _environment(attempt: UnlaunchedAttempt, *, settings: PodSettings, profile: 
         "CRONPLANE_RUN_API_URL": settings.run_api_url,
         "CRONPLANE_RUN_ID": str(attempt.run_id),
         "CRONPLANE_ATTEMPT": str(attempt.number),
-        "CRONPLANE_ATTEMPT_TOKEN_FILE": f"{TOKEN_DIRECTORY}/token",
+        "CRONPLANE_ATTEMPT_TOKEN_FILE": f"{PROOF_DIRECTORY}/token",
     }
     told: list[Body] = [{"name": name, "value": value} for name, value in {**profile.environment, **ours}.items()]
     pod_name = {"fieldRef": {"fieldPath": "metadata.name"}}

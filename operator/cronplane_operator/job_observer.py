@@ -27,6 +27,7 @@ from cronplane_core.kubernetes_client import (
 from cronplane_core.run_states import AttemptEnd, EndedAttempt
 from cronplane_core.settings import PodSettings
 from cronplane_operator import pod_outcome
+from cronplane_operator.event_waits import any_set_or_elapsed
 from cronplane_operator.job_manifest import (
     ATTEMPT_LABEL,
     CONTAINER,
@@ -39,6 +40,7 @@ from cronplane_operator.leader_extension import TermContext
 from cronplane_operator.pod_attempt_record import PodAttemptRecord
 
 MAXIMUM_LOG_BYTES = 64 * 1024
+_JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
 # Seconds between two looks while there are Jobs, and while nobody knows of any.
 _LOOK_PAUSE = 3.0
 _IDLE_PAUSE = 30.0
@@ -97,9 +99,7 @@ class JobObserver:
                 self._term.recorder.pods_unseen(reason=str(error))
                 backoff = pause = min(2 * backoff, _LONGEST_BACKOFF)
             await asyncio.sleep(_SHORTEST_PAUSE)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._wake.wait()
+            await any_set_or_elapsed(self._wake, seconds=pause)
 
     async def look(self) -> int:
         """Compare once, and do what is to be done; gives how many Jobs there are that are not settled."""
@@ -110,7 +110,8 @@ class JobObserver:
         selector = f"{INSTALLATION_LABEL}={self._place.installation},{SETTLED_LABEL}!=true"
         listed = await self._client.list_all(JOBS, namespace=self._place.namespace, selector=selector)
         jobs = {body["metadata"]["uid"]: body for body in listed}
-        await self._in_turn([self._look_at(each, jobs.get(each.job.uid)) for each in known])
+        alive = await self._pods_alive() if any(self._is_held_up(each) for each in known) else {}
+        await self._in_turn([self._look_at(each, jobs.get(each.job.uid), alive) for each in known])
         noted = {each.job.uid for each in known}
         await self._leave_none_over([body for body in listed if body["metadata"]["uid"] not in noted])
         return len(listed)
@@ -127,46 +128,49 @@ class JobObserver:
             if failure is not None:
                 raise failure
 
-    async def _look_at(self, known: UnsettledJob, body: Body | None) -> None:
+    async def _look_at(self, known: UnsettledJob, body: Body | None, alive: Mapping[str, Sequence[Body]]) -> None:
         if body is None:
             await self._gone(known)
         elif pod_outcome.is_finished(body):
             await self._finished(known, body)
-        elif known.is_waiting:
-            await self._held_up(known)
-        elif not known.is_under_way and self._is_left_over(known):
+        elif self._is_held_up(known):
+            await self._held_up(known, alive.get(known.job.name, []))
+        elif known.under_way is None and self._is_left_over(known):
             await self._settle(known, await self._pods(known))
-            await self._delete(known)
+            await self._delete(known.job.name, known.job.uid)
 
     async def _gone(self, known: UnsettledJob) -> None:
         if known.is_waiting:
             await self._attempts.forget(known.job)
             return
-        if known.is_under_way and known.nonce is not None:
-            await self._attempts.end_under_way(known.job.run_id, known.nonce, _JOB_DELETED)
+        if known.under_way is not None:
+            await self._attempts.end_under_way(known.job.run_id, known.under_way, _JOB_DELETED)
         await self._attempts.settle(known.job, None)
 
     async def _finished(self, known: UnsettledJob, body: Body) -> None:
         pods = await self._pods(known)
-        if known.is_under_way and known.nonce is not None:
-            await self._attempts.end_under_way(known.job.run_id, known.nonce, pod_outcome.ended(body, pods))
+        if known.under_way is not None:
+            await self._attempts.end_under_way(known.job.run_id, known.under_way, pod_outcome.ended(body, pods))
         elif known.is_waiting:
             await self._attempts.end_unbegun(known.job.run_id, known.job.number, _without_result(body, pods))
         await self._settle(known, pods)
         await self._mark(known)
 
-    async def _held_up(self, known: UnsettledJob) -> None:
-        age = self._now - known.created_at
-        if age < _HELD_UP:
-            return
-        found = pod_outcome.obstacle(await self._pods(known))
-        if age < self._settings.pod_start_timeout:
-            await self._attempts.note(known.job.run_id, known.job.number, reason=found.reason, message=found.message)
+    def _is_held_up(self, known: UnsettledJob) -> bool:
+        return known.is_waiting and self._now - known.created_at >= _HELD_UP
+
+    async def _held_up(self, known: UnsettledJob, pods: Sequence[Body]) -> None:
+        """Say what keeps an attempt from beginning, or end it if that has gone on for too long."""
+        found = pod_outcome.obstacle(pods)
+        if self._now - known.created_at < self._settings.pod_start_timeout:
+            if found.reason != known.reason:
+                run_id, number = known.job.run_id, known.job.number
+                await self._attempts.note(run_id, number, reason=found.reason, message=found.message)
             return
         ended = EndedAttempt(end=AttemptEnd.ERROR, reason=found.reason, message=found.message)
         if await self._attempts.end_unbegun(known.job.run_id, known.job.number, ended):
-            await self._settle(known, await self._pods(known))
-            await self._delete(known)
+            await self._settle(known, pods)
+            await self._delete(known.job.name, known.job.uid)
 
     def _is_left_over(self, known: UnsettledJob) -> bool:
         """Say whether nothing is to be expected of a Job any more; what was handed on may still be about to end."""
@@ -174,9 +178,21 @@ class JobObserver:
             return True
         return known.ended_at is not None and self._now - known.ended_at > _LEAVE
 
+    async def _pods_alive(self) -> dict[str, list[Body]]:
+        """Give the pods that are not over by the names of their Jobs, in one request however many are held up."""
+        found: dict[str, list[Body]] = {}
+        for pod in await self._client.list_all(
+            PODS,
+            namespace=self._place.namespace,
+            selector=f"{INSTALLATION_LABEL}={self._place.installation}",
+            fields="status.phase!=Succeeded,status.phase!=Failed",
+        ):
+            found.setdefault(pod["metadata"]["labels"].get(_JOB_NAME_LABEL, ""), []).append(pod)
+        return found
+
     async def _pods(self, known: UnsettledJob) -> list[Body]:
         """Give the pods of a Job, the newest first."""
-        selector = f"batch.kubernetes.io/job-name={known.job.name}"
+        selector = f"{_JOB_NAME_LABEL}={known.job.name}"
         pods = await self._client.list_all(PODS, namespace=known.job.namespace, selector=selector)
         return sorted(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), reverse=True)
 
@@ -202,9 +218,9 @@ class JobObserver:
         with suppress(ResourceNotFoundError):
             await self._client.patch(JOBS, patch, name=known.job.name, namespace=known.job.namespace)
 
-    async def _delete(self, known: UnsettledJob) -> None:
+    async def _delete(self, name: str, uid: str) -> None:
         with suppress(ResourceNotFoundError, ResourceConflictError):
-            await self._client.delete(JOBS, name=known.job.name, namespace=known.job.namespace, uid=known.job.uid)
+            await self._client.delete(JOBS, name=name, namespace=self._place.namespace, uid=uid)
 
     async def _leave_none_over(self, unknown: Sequence[Body]) -> None:
         """Delete Jobs that no attempt waits for, and that no table tells of; the launcher adopts the others."""
@@ -215,11 +231,7 @@ class JobObserver:
             wanted = await attempt_jobs.read_wanted(connection, attempts=list(found))
         for attempt, body in found.items():
             if attempt not in wanted:
-                await self._delete_unknown(body["metadata"])
-
-    async def _delete_unknown(self, metadata: Mapping[str, str]) -> None:
-        with suppress(ResourceNotFoundError, ResourceConflictError):
-            await self._client.delete(JOBS, name=metadata["name"], namespace=metadata["namespace"], uid=metadata["uid"])
+                await self._delete(body["metadata"]["name"], body["metadata"]["uid"])
 
 
 def _without_result(body: Body, pods: Sequence[Body]) -> EndedAttempt:

@@ -5,7 +5,6 @@ no database and holds no right: everything goes through the API, with a token th
 """
 
 import asyncio
-import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +18,7 @@ import orjson
 from cronplane_core.kubernetes_client import Body
 from cronplane_entries.entry_settings import EntrySettings
 from cronplane_operator.errors import RunnerError
+from cronplane_operator.pod_outcome import ExitCode
 from cronplane_operator.worker_pool import WorkerPool
 from cronplane_operator.worker_protocol import Outcome, Task
 
@@ -32,15 +32,6 @@ _FINISH_PATIENCE = 300.0
 CANCEL_GRACE = 15.0
 _DEADLINE_GRACE = 5.0
 _DEADLINE_SHARE = 0.1
-
-
-class ExitCode(enum.IntEnum):
-    """What the process says to whoever looks at the Job: 1 of a failure that it told the API of, too."""
-
-    DONE = 0
-    FAILED = 1
-    NOT_OURS = 3
-    UNTOLD = 4
 
 
 class AttemptRefusedError(RunnerError):
@@ -130,7 +121,7 @@ class PodAttempt:
         self._attempt_id = uuid4()
         # Why the executor is being cancelled: what its outcome is then.
         self._verdict: Outcome | None = None
-        self._is_told_to_end = asyncio.Event()
+        self._is_told_to_end = False
         self._pool = WorkerPool(
             workers=1,
             max_workers=1,
@@ -145,8 +136,8 @@ class PodAttempt:
 
     def terminate(self) -> None:
         """End soon: the pod is being taken away (SIGTERM)."""
-        self._is_told_to_end.set()
-        self._cancel(self._ended("lost", "PodTerminated", "Its pod was told to end while the entry ran."))
+        self._is_told_to_end = True
+        self._cancel(self._terminated())
 
     async def run(self) -> ExitCode:
         """Run it, from the gate to the end."""
@@ -162,7 +153,7 @@ class PodAttempt:
     async def _pass_gate(self) -> Body | None:
         try:
             async with asyncio.timeout(_GATE_PATIENCE):
-                while not self._is_told_to_end.is_set():
+                while not self._is_told_to_end:
                     try:
                         return await self._api.start()
                     except ApiUnavailableError as error:
@@ -175,6 +166,8 @@ class PodAttempt:
         return None
 
     async def _execute(self, started: Body) -> ExitCode:
+        if self._is_told_to_end:
+            return await self._finish(self._terminated())
         loop = asyncio.get_running_loop()
         task = _task(started, attempt_id=self._attempt_id)
         grace = min(_DEADLINE_GRACE, task.timeout * _DEADLINE_SHARE)
@@ -182,10 +175,7 @@ class PodAttempt:
             task.timeout - grace, self._cancel, self._ended("timed_out", "AttemptTimeout", _TOO_LATE)
         )
         beats = asyncio.create_task(self._beat(lease=started["lease"]))
-        if self._is_told_to_end.is_set():
-            self.terminate()
-        else:
-            self._pool.submit([task])
+        self._pool.submit([task])
         try:
             outcome = await self._outcome
         finally:
@@ -220,8 +210,6 @@ class PodAttempt:
         self._verdict = verdict
         self._pool.interrupt(self._attempt_id)
         asyncio.get_running_loop().call_later(CANCEL_GRACE, self._pool.cancel, [self._attempt_id])
-        if verdict.status == "lost" and not self._pool.busy:
-            self._on_outcomes([verdict])
 
     def _kill(self, reason: str, message: str) -> None:
         self._verdict = self._ended("lost", reason, message)
@@ -257,6 +245,9 @@ class PodAttempt:
         except TimeoutError:
             return code if code is ExitCode.DONE else ExitCode.UNTOLD
 
+    def _terminated(self) -> Outcome:
+        return self._ended("lost", "PodTerminated", "Its pod was told to end before the entry had ended.")
+
     def _ended(self, status: str, reason: str, message: str) -> Outcome:
         return Outcome(attempt_id=self._attempt_id, status=status, reason=reason, message=message)
 
@@ -286,7 +277,7 @@ def _task(started: Body, *, attempt_id: UUID) -> Task:
 
 
 def _refusal(status: int, told: bytes) -> RunnerError:
-    """Say what an answer means. That of a token may change: its Job may not have been noted yet, or be renewed."""
+    """Say what an answer means: no, or not now."""
     try:
         detail = str(orjson.loads(told).get("detail") or "")
     except (orjson.JSONDecodeError, AttributeError):

@@ -12,17 +12,26 @@ from cronplane_operator.leader_extension import TermContext
 
 
 class PodExtension:
-    """Lets a leader run attempts in pods. `profiles` names the pod profile of each entry that runs in them."""
+    """Lets a leader run attempts in pods. `profiles` names the pod profile of each entry that runs in them.
+
+    `state` is kept up to date with how launching goes.
+    """
 
     def __init__(
-        self, *, client: KubernetesClient, settings: PodSettings, place: JobPlace, profiles: Mapping[str, str]
+        self,
+        *,
+        client: KubernetesClient,
+        settings: PodSettings,
+        place: JobPlace,
+        profiles: Mapping[str, str],
+        state: LaunchState,
     ) -> None:
         self._client = client
         self._settings = settings
         self._place = place
         self._profiles = profiles
         self._wake = asyncio.Event()
-        self.state = LaunchState()
+        self._state = state
 
     def job_seen(self) -> None:
         """Learn that something has happened to a Job."""
@@ -36,7 +45,7 @@ class PodExtension:
             settings=self._settings,
             place=self._place,
             profiles=self._profiles,
-            state=self.state,
+            state=self._state,
             on_launched=self._wake.set,
         )
         observer = JobObserver(

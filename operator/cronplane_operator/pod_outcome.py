@@ -3,6 +3,7 @@
 Read from the objects' status alone (Kubernetes API reference, "Pod" and "Job"); nothing here asks or changes anything.
 """
 
+import enum
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -17,6 +18,19 @@ _CONFIGURATION_TROUBLE = frozenset({"CreateContainerConfigError", "CreateContain
 # A process that was killed by a signal ends with 128 and its number.
 _KILLED = 137
 _LONGEST = 1000
+
+
+class ExitCode(enum.IntEnum):
+    """What the process of an attempt says to whoever looks at its Job.
+
+    It told the API of an end that is `DONE` or `FAILED`, and could not tell it of one that is `UNTOLD`. `NOT_OURS` is
+    that of a process which found the gate shut, and did nothing.
+    """
+
+    DONE = 0
+    FAILED = 1
+    NOT_OURS = 3
+    UNTOLD = 4
 
 
 class Obstacle(NamedTuple):
@@ -95,9 +109,11 @@ def _waiting(pod: Body) -> Iterator[Body]:
 
 
 def _terminations(pods: Sequence[Body]) -> Iterator[Body]:
+    """Give how containers ended that may have begun the attempt."""
     for pod in pods:
         for status in pod.get("status", {}).get("containerStatuses", []):
-            if terminated := status.get("state", {}).get("terminated"):
+            terminated = status.get("state", {}).get("terminated")
+            if terminated and terminated.get("exitCode") != ExitCode.NOT_OURS:
                 yield terminated
 
 

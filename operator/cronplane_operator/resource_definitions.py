@@ -147,23 +147,22 @@ def _definition(
                 "singular": singular,
                 "categories": ["cronplane"],
             },
-            "versions": [
-                {
-                    "name": kind.version,
-                    "served": True,
-                    "storage": True,
-                    "subresources": {"status": {}},
-                    "additionalPrinterColumns": [_column(*column) for column in columns],
-                    "schema": {
-                        "openAPIV3Schema": {
-                            "type": "object",
-                            "required": ["spec"],
-                            "properties": {"spec": spec, "status": status},
-                        }
-                    },
-                }
-            ],
+            "versions": [_version(kind.version, spec, status, columns=columns)],
         },
+    }
+
+
+def _version(
+    name: str, spec: dict[str, Any], status: dict[str, Any], *, columns: list[tuple[str, str, str, int]]
+) -> dict[str, Any]:
+    schema = {"type": "object", "required": ["spec"], "properties": {"spec": spec, "status": status}}
+    return {
+        "name": name,
+        "served": True,
+        "storage": True,
+        "subresources": {"status": {}},
+        "additionalPrinterColumns": [_column(*column) for column in columns],
+        "schema": {"openAPIV3Schema": schema},
     }
 
 

@@ -36,6 +36,7 @@ from cronplane_operator.claimer import CLAIM_BATCH, Claimer
 from cronplane_operator.database_clock import DatabaseClock
 from cronplane_operator.dispatcher import Dispatcher
 from cronplane_operator.errors import RunnerError
+from cronplane_operator.event_waits import any_set_or_elapsed
 from cronplane_operator.job_store import EXECUTOR, JOB_STORE, CronJobStore
 from cronplane_operator.leader_extension import ChangeSignal, LeaderExtension, TermContext
 from cronplane_operator.pulse import Pulse
@@ -77,6 +78,7 @@ class Runner:
         self._settings = settings
         self._registry = registry
         self._entry_settings = read_entry_settings(os.environ, registry)
+        self._in_process = _in_process_entries(registry)
         self._recorder = recorder or RunRecorder()
         self._extensions = extensions
         self._url: URL = parse_url(settings.database_url.get_secret_value())
@@ -140,6 +142,7 @@ class Runner:
             settings=self._settings,
             registry=self._registry,
             entry_settings=self._entry_settings,
+            in_process=self._in_process,
             recorder=self._recorder,
             extensions=self._extensions,
         )
@@ -163,7 +166,7 @@ class Runner:
         return None
 
     async def _pause(self, seconds: float) -> None:
-        await _signalled_or_elapsed(self._stopping, seconds=seconds)
+        await any_set_or_elapsed(self._stopping, seconds=seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +194,7 @@ class Term:
         settings: RunnerSettings,
         registry: CronRegistry,
         entry_settings: EntrySettings,
+        in_process: Sequence[str],
         recorder: RunRecorder,
         extensions: Sequence[LeaderExtension],
     ) -> None:
@@ -200,6 +204,7 @@ class Term:
         self._settings = settings
         self._registry = registry
         self._entry_settings = entry_settings
+        self._in_process = in_process
         self._recorder = recorder
         self._signer = token_signer(settings)
         self._clock = DatabaseClock()
@@ -266,7 +271,7 @@ class Term:
         dispatcher = Dispatcher(
             engine=self._engine,
             lease=self._lease,
-            entrypoints=_in_process_entries(self._registry),
+            entrypoints=self._in_process,
             recorder=self._recorder,
             signer=self._signer,
             callback_entrypoints={str(name) for name, spec in self._registry.items() if spec.completes_by_callback},
@@ -349,7 +354,7 @@ class Term:
     async def _repeat(self, action: Callable[[], Awaitable[None]], *, on: asyncio.Event, every: float) -> None:
         """Act on each signal, and in any case every so many seconds; an outage of PostgreSQL only puts it off."""
         while True:
-            await _signalled_or_elapsed(on, seconds=every)
+            await any_set_or_elapsed(on, seconds=every)
             on.clear()
             try:
                 await action()
@@ -446,14 +451,6 @@ def _scheduler(store: CronJobStore, claimer: Claimer) -> AsyncIOScheduler:
 def _in_process_entries(registry: CronRegistry) -> list[str]:
     modes = read_execution_modes(os.environ, registry)
     return [name for name, mode in modes.items() if mode is ExecutionMode.IN_PROCESS]
-
-
-async def _signalled_or_elapsed(signal: asyncio.Event, *, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await signal.wait()
-    except TimeoutError:
-        return
 
 
 @asynccontextmanager

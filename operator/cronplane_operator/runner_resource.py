@@ -12,6 +12,7 @@ from cronplane_core.kubernetes_client import RUNNERS, Body, KubernetesClient, Ku
 from cronplane_core.settings import KubernetesSettings
 from cronplane_operator.cron_mirror import FIELD_MANAGER, MirrorState
 from cronplane_operator.cron_mirror_plan import Verdict, conditions
+from cronplane_operator.job_launcher import LaunchState
 from cronplane_operator.kopf_watch import WatchState
 from cronplane_operator.leader_extension import TermContext
 from cronplane_operator.runner_metrics import Load
@@ -30,11 +31,13 @@ class RunnerResource:
         client: KubernetesClient,
         mirror: Callable[[], MirrorState],
         watch: Callable[[], WatchState],
+        launches: LaunchState,
     ) -> None:
         self._settings = settings
         self._client = client
         self._mirror = mirror
         self._watch = watch
+        self._launches = launches
         self._load: Load | None = None
         self._status: Body = {}
         self._is_there = False
@@ -108,6 +111,9 @@ class RunnerResource:
         if mirror.trouble:
             message = f"The mirror is behind: {mirror.trouble}"
             degraded = Verdict(holds=True, reason=mirror.trouble_reason, message=message)
+        elif self._launches.trouble:
+            message = f"Runs wait for their pods: {self._launches.trouble}"
+            degraded = Verdict(holds=True, reason="JobsNotLaunched", message=message)
         elif not watch.is_watching and watch.ends:
             degraded = Verdict(
                 holds=True, reason="WatchEnded", message=f"Kopf ended and is started again: {watch.reason}"

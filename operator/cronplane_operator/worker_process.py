@@ -446,7 +446,9 @@ class OutputFile(io.BufferedIOBase):
         written = bytes(data)
         self._output.append(written)
         if self._echo is not None:
-            os.write(self._echo, written)
+            # Nobody may be there to see it any more, which is not the entry's fault.
+            with suppress(OSError):
+                os.write(self._echo, written)
         return len(written)
 
     def close(self) -> None:

@@ -42,6 +42,17 @@ def look(kubectl: Any, installation: Any) -> Callable[[str], Any]:
     return look
 
 
+@pytest.fixture
+def fires(database: Any, until: Any) -> Callable[[], Any]:
+    """Let the cron come due, and wait until it has fired."""
+
+    async def fires() -> None:
+        database.set_clock(DUE)
+        await until("SELECT count(*) = 1 FROM scheduler.cron_runs WHERE status = 'completed'")
+
+    return fires
+
+
 async def test_a_cron_of_the_api_is_seen_with_its_next_fire_its_runs_and_without_its_payload(
     *,
     add_seen: Any,
@@ -137,7 +148,7 @@ async def test_api_server_restart_crons_fire_meanwhile_and_the_mirror_catches_up
     kubectl: Any,
     installation: Any,
     program: Any,
-    until: Any,
+    fires: Any,
     assert_nothing_is_lost: Any,
 ) -> None:
     await add_seen("nightly")
@@ -145,8 +156,7 @@ async def test_api_server_restart_crons_fire_meanwhile_and_the_mirror_catches_up
     look("nightly")
     program("kill", "kube-apiserver")
     try:
-        database.set_clock(DUE)
-        await until("SELECT count(*) = 1 FROM scheduler.cron_runs WHERE status = 'completed'")
+        await fires()
     finally:
         program("start", "kube-apiserver")
     kubectl.wait(f"jsonpath={STATUS % 'last_result'}=completed", "cron/nightly", "--namespace", installation.tenant)
@@ -162,7 +172,7 @@ async def test_crd_missing_scheduling_goes_on_the_runner_says_what_is_wrong_and_
     look: Any,
     kubectl: Any,
     installation: Any,
-    until: Any,
+    fires: Any,
     assert_nothing_is_lost: Any,
 ) -> None:
     await add_seen("nightly")
@@ -172,8 +182,7 @@ async def test_crd_missing_scheduling_goes_on_the_runner_says_what_is_wrong_and_
     runner = (f"runner/{installation.name}", "--namespace", installation.namespace)
     kubectl("delete", "crd/crons.crons.cronplane.dev")
     try:
-        database.set_clock(DUE)
-        await until("SELECT count(*) = 1 FROM scheduler.cron_runs WHERE status = 'completed'")
+        await fires()
         kubectl.wait("condition=Degraded", *runner)
         [degraded] = [each for each in kubectl.read(*runner)["status"]["conditions"] if each["type"] == "Degraded"]
         assert degraded["reason"] == "ResourceDefinitionMissing"
@@ -188,7 +197,7 @@ async def test_crd_missing_scheduling_goes_on_the_runner_says_what_is_wrong_and_
 
 
 async def test_a_right_that_is_revoked_ends_kopf_and_nothing_else_and_given_back_it_watches_again(
-    *, add_seen: Any, database: Any, start_operator: Any, look: Any, kubectl: Any, installation: Any, until: Any
+    *, add_seen: Any, start_operator: Any, look: Any, kubectl: Any, installation: Any, fires: Any
 ) -> None:
     await add_seen("nightly")
     operator = start_operator()
@@ -199,8 +208,7 @@ async def test_a_right_that_is_revoked_ends_kopf_and_nothing_else_and_given_back
     # Its watches of other namespaces may hold it for as long as a watch lasts.
     operator.log.wait_for("is forbidden")
     operator.log.wait_for("kopf ended and is started again")
-    database.set_clock(DUE)
-    await until("SELECT count(*) = 1 FROM scheduler.cron_runs WHERE status = 'completed'")
+    await fires()
     known["metadata"] = {"name": known["metadata"]["name"], "namespace": known["metadata"]["namespace"]}
     kubectl("create", "--filename", "-", given=json.dumps(known))
     here = ("--namespace", installation.tenant)

@@ -103,8 +103,11 @@ async def test_a_job_that_a_quota_refuses_is_made_when_there_is_room(
     start_with_pods()
     database.set_clock(DUE)
     await until(IS_QUEUED, ["Quota"])
+    runner = (f"runner/{installation.name}", "--namespace", installation.namespace)
+    kubectl.wait("jsonpath={.status.conditions[?(@.type=='Degraded')].reason}=JobsNotLaunched", *runner)
     kubectl("delete", "quota", "none", *here)
     see("waiting", result="completed", reason="Completed")
+    kubectl.wait("condition=Degraded=false", *runner)
     assert database.execute(RUN) == [("completed", "Completed", 1)]
 
 

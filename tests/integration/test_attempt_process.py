@@ -22,6 +22,7 @@ IS_OVER = "SELECT finished_at IS NOT NULL FROM scheduler.cron_runs"
 ENDS = [
     ("no_op", {}, "completed", "Completed"),
     ("no_op_async", {}, "completed", "Completed"),
+    ("print_much", {}, "completed", "Completed"),
     ("fail", {"text": "it did not work"}, "error", "ExecutorFailed"),
     ("refuse_to_run", {}, "error", "ValidatorFailed"),
     ("return_value", {"text": "nan"}, "error", "ResultInvalid"),

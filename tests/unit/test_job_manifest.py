@@ -18,7 +18,6 @@ ATTEMPT = UnlaunchedAttempt(
     cron_id=UUID(int=3),
     cron_name="nightly",
     entrypoint="an_entry",
-    scheduled_for=datetime(2026, 6, 1, tzinfo=UTC),
     timeout=timedelta(minutes=5),
     since=datetime(2026, 6, 1, tzinfo=UTC),
     catchup_window=None,

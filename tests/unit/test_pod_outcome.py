@@ -56,6 +56,9 @@ def test_what_kubernetes_says_is_in_the_message() -> None:
         (condition("Failed"), [terminated(7)], AttemptEnd.ERROR, "ExitCode"),
         (condition("Failed"), [terminated(137)], AttemptEnd.ERROR, "ExitCode"),
         (condition("Failed"), [], AttemptEnd.LOST, "PodGone"),
+        # The pod that came instead of a lost one found the gate shut, and did nothing.
+        (condition("Failed"), [terminated(3)], AttemptEnd.LOST, "PodGone"),
+        (condition("Failed"), [terminated(3), terminated(7)], AttemptEnd.ERROR, "ExitCode"),
     ],
 )
 def test_an_end_that_nobody_told_is_read_from_the_job_and_its_pods(
