@@ -140,6 +140,7 @@ _WANTED = text(
         AS asked (run_id, number)
     JOIN scheduler.cron_runs run ON run.id = asked.run_id
     WHERE run.status = 'queued' AND run.attempts + 1 = asked.number
+       OR EXISTS (SELECT FROM scheduler.attempt_jobs job WHERE job.run_id = asked.run_id AND job.number = asked.number)
     """
 )
 _READ = text("SELECT * FROM scheduler.attempt_jobs WHERE run_id = :run_id AND number = :number")
@@ -204,7 +205,7 @@ async def note(connection: AsyncConnection, *, run_id: UUID, number: int, reason
 
 
 async def read_wanted(connection: AsyncConnection, *, attempts: Collection[tuple[UUID, int]]) -> set[tuple[UUID, int]]:
-    """Give those of these attempts, by run and number, that may still pass the start gate."""
+    """Give those of these attempts, by run and number, that may still pass the start gate, or whose Job was noted."""
     parameters = {
         "run_ids": arrays.uuids(run_id for run_id, _ in attempts),
         "numbers": arrays.integers(number for _, number in attempts),

@@ -133,8 +133,9 @@ class JobObserver:
             await self._gone(known)
         elif pod_outcome.is_finished(body):
             await self._finished(known, body)
-        elif self._is_held_up(known):
-            await self._held_up(known, alive.get(known.job.name, []))
+        elif known.is_waiting:
+            if self._is_held_up(known):
+                await self._held_up(known, alive.get(known.job.name, []))
         elif known.under_way is None and self._is_left_over(known):
             await self._settle(known, await self._pods(known))
             await self._delete(known.job.name, known.job.uid)
