@@ -1,0 +1,180 @@
+"""What a value of the chart means stands once, in the comments of its values.yaml; schema and table are made from them.
+
+`python helm/values_reference.py` writes `values.schema.json` and the table in the chart's README anew. The comment right
+above a key describes it. What its default does not tell stands in a line of its own: `# @schema {…}` adds to the key's
+JSON Schema, and `# @define name {…}`, above no key, is a part that several refer to. A mapping is closed: it takes the keys
+that stand there and no other, unless its `@schema` says what it is a mapping of.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+CHART = Path(__file__).parent / "cronplane"
+_DRAFT = "http://json-schema.org/draft-07/schema#"
+_BEGIN, _END = "<!-- values: begin -->", "<!-- values: end -->"
+_DIRECTIVE = re.compile(r"@(schema|define (?P<name>\w+)) ")
+_TYPES: Mapping[type, str] = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array"}
+Schema = dict[str, Any]
+
+
+class UnreadableCommentError(ValueError):
+    """A comment of values.yaml is not as the head of this module says."""
+
+
+class Comment(NamedTuple):
+    """A comment, read: what it says to people, what it adds to a schema, and what it defines."""
+
+    text: str = ""
+    schema: Mapping[str, Any] = {}
+    definitions: Mapping[str, Any] = {}
+
+
+def values_schema(page: str) -> Schema:
+    """Make the schema of values.yaml, given as text.
+
+    Raises:
+        UnreadableCommentError: a key has no comment, or its default does not tell its type.
+
+    """
+    lines = page.splitlines()
+    root = yaml.compose(page, Loader=yaml.SafeLoader)
+    assert isinstance(root, yaml.MappingNode), "values.yaml is a mapping"
+    definitions: Schema = {}
+    for block in _blocks(lines):
+        definitions |= _comment(block).definitions
+    return {"$schema": _DRAFT, "$defs": definitions, **_closed(root, lines)}
+
+
+def values_table(page: str) -> str:
+    """Make the Markdown table of values.yaml, given as text: a section per key of the first level."""
+    schema = values_schema(page)
+    defaults = yaml.safe_load(page)
+    sections = [
+        f"### {name}\n\n{_sentence(part)}| value | default | meaning |\n|---|---|---|\n"
+        + "".join(_row(*row) for row in _rows((name,), part, defaults[name]))
+        for name, part in schema["properties"].items()
+    ]
+    return "\n".join(sections)
+
+
+def with_table(readme: str, table: str) -> str:
+    """Put the table between its two marks in the chart's README."""
+    before, after = readme.partition(_BEGIN)[0], readme.partition(_END)[2]
+    return f"{before}{_BEGIN}\n\n{table}\n{_END}{after}"
+
+
+def as_json(schema: Schema) -> str:
+    """Write a schema the same each time."""
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+
+
+def _blocks(lines: list[str]) -> Iterator[list[str]]:
+    block: list[str] = []
+    for line in [*lines, ""]:
+        if line.lstrip().startswith("#"):
+            block.append(line)
+        elif block:
+            yield block
+            block = []
+
+
+def _comment(block: list[str]) -> Comment:
+    """Read the lines of a comment; a directive goes on in lines that are indented further."""
+    text: list[str] = []
+    directives: list[str] = []
+    for line in block:
+        words = line.strip().removeprefix("#").removeprefix(" ")
+        if _DIRECTIVE.match(words):
+            directives.append(words)
+        elif directives and words.startswith("  "):
+            directives[-1] += f" {words.strip()}"
+        else:
+            text.append(words)
+    schema: Schema = {}
+    definitions: Schema = {}
+    for directive in directives:
+        match = _DIRECTIVE.match(directive)
+        assert match is not None, "only directives were collected"
+        written = yaml.safe_load(directive[match.end() :])
+        if match["name"]:
+            definitions[match["name"]] = written
+        else:
+            schema |= written
+    return Comment(text=" ".join(text).strip(), schema=schema, definitions=definitions)
+
+
+def _comment_above(line: int, lines: list[str]) -> Comment:
+    first = line
+    while first > 0 and lines[first - 1].lstrip().startswith("#"):
+        first -= 1
+    return _comment(lines[first:line])
+
+
+def _closed(node: yaml.MappingNode, lines: list[str]) -> Schema:
+    properties = {key.value: _property(key, value, lines) for key, value in node.value}
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def _property(key: yaml.ScalarNode, value: yaml.Node, lines: list[str]) -> Schema:
+    comment = _comment_above(key.start_mark.line, lines)
+    if not comment.text:
+        raise UnreadableCommentError(f"values.yaml, line {key.start_mark.line + 1}: say what {key.value} is for")
+    described = {"description": comment.text}
+    if isinstance(value, yaml.MappingNode) and value.value and _tells_of_its_keys(comment.schema):
+        return described | _closed(value, lines) | comment.schema
+    if comment.schema.keys() & {"type", "$ref", "additionalProperties"}:
+        return described | ({"type": "object"} if "additionalProperties" in comment.schema else {}) | comment.schema
+    default = yaml.safe_load(yaml.serialize(value))
+    if type(default) not in _TYPES:
+        raise UnreadableCommentError(f"values.yaml, line {key.start_mark.line + 1}: say the type of {key.value}")
+    return described | {"type": _TYPES[type(default)]} | comment.schema
+
+
+def _tells_of_its_keys(schema: Mapping[str, Any]) -> bool:
+    """Say whether each key of a mapping has a comment of its own; `additionalProperties: true` lets others in beside."""
+    return not schema.keys() & {"type", "$ref"} and schema.get("additionalProperties", True) is True
+
+
+_ABSENT = object()
+
+
+def _rows(path: tuple[str, ...], schema: Schema, default: object) -> Iterator[tuple[str, object, str]]:
+    """Give a row for each value that can be set, and for each field of what is set by name or in lists."""
+    properties = schema.get("properties")
+    if properties and isinstance(default, dict) and default:
+        for name, part in properties.items():
+            yield from _rows((*path, name), part, default.get(name, _ABSENT))
+        return
+    yield ".".join(path), default, schema.get("description", "")
+    entry = schema.get("additionalProperties") or schema.get("items")
+    if isinstance(entry, dict):
+        mark = "[]" if "items" in schema else ".<name>"
+        for name, part in entry.get("properties", {}).items():
+            yield from _rows((".".join(path) + mark, name), part, _ABSENT)
+
+
+def _row(path: str, default: object, meaning: str) -> str:
+    shown = "" if default is _ABSENT else f"`{json.dumps(default, ensure_ascii=False)}`"
+    return f"| `{path}` | {shown} | {meaning.replace('|', chr(92) + '|')} |\n"
+
+
+def _sentence(part: Schema) -> str:
+    is_group = part.get("additionalProperties") is False and "properties" in part
+    return f"{part['description']}\n\n" if is_group else ""
+
+
+def main() -> None:
+    """Write schema and table anew."""
+    page = (CHART / "values.yaml").read_text(encoding="utf-8")
+    (CHART / "values.schema.json").write_text(as_json(values_schema(page)), encoding="utf-8")
+    readme = CHART / "README.md"
+    readme.write_text(with_table(readme.read_text(encoding="utf-8"), values_table(page)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
