@@ -124,6 +124,8 @@ def _property(key: yaml.ScalarNode, value: yaml.Node, lines: list[str]) -> Schem
     comment = _comment_above(key.start_mark.line, lines)
     if not comment.text:
         raise UnreadableCommentError(f"values.yaml, line {key.start_mark.line + 1}: say what {key.value} is for")
+    if "$ref" in comment.schema and len(comment.schema) > 1:
+        raise UnreadableCommentError(f"values.yaml, line {key.start_mark.line + 1}: a $ref stands alone")
     described = {"description": comment.text}
     if isinstance(value, yaml.MappingNode) and value.value and _tells_of_its_keys(comment.schema):
         return described | _closed(value, lines) | comment.schema
