@@ -1,9 +1,9 @@
-"""What a value of the chart means stands once, in the comments of its values.yaml; schema and table are made from them.
+"""What a value of the chart means stands once, in the comments of its values.yaml: schema and table are made from them.
 
-`python helm/values_reference.py` writes `values.schema.json` and the table in the chart's README anew. The comment right
-above a key describes it. What its default does not tell stands in a line of its own: `# @schema {…}` adds to the key's
-JSON Schema, and `# @define name {…}`, above no key, is a part that several refer to. A mapping is closed: it takes the keys
-that stand there and no other, unless its `@schema` says what it is a mapping of.
+`make chart-docs` writes `values.schema.json` and the table in the chart's README anew. The comment right above a key
+describes it. What its default does not tell stands in a line of its own: `# @schema {…}` adds to the key's JSON Schema,
+and `# @define name {…}`, above no key, is a part that several refer to. A mapping is closed: it takes the keys that stand
+there and no other, unless its `@schema` says what it is a mapping of.
 """
 
 import json
@@ -17,53 +17,54 @@ import yaml
 CHART = Path(__file__).parent / "cronplane"
 _DRAFT = "http://json-schema.org/draft-07/schema#"
 _BEGIN, _END = "<!-- values: begin -->", "<!-- values: end -->"
-_DIRECTIVE = re.compile(r"@(schema|define (?P<name>\w+)) ")
+_DIRECTIVE = re.compile(r"@(?:schema|define (?P<name>\w+)) ")
 _TYPES: Mapping[type, str] = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array"}
+_ABSENT = object()
 Schema = dict[str, Any]
 
 
-class UnreadableCommentError(ValueError):
-    """A comment of values.yaml is not as the head of this module says."""
+class UnreadableValuesError(ValueError):
+    """values.yaml is not as the head of this module says."""
 
 
 class Comment(NamedTuple):
     """A comment, read: what it says to people, what it adds to a schema, and what it defines."""
 
-    text: str = ""
-    schema: Mapping[str, Any] = {}
-    definitions: Mapping[str, Any] = {}
+    text: str
+    schema: Schema
+    definitions: Schema
 
 
 def values_schema(page: str) -> Schema:
     """Make the schema of values.yaml, given as text.
 
     Raises:
-        UnreadableCommentError: a key has no comment, or its default does not tell its type.
+        UnreadableValuesError: a key has no comment, or its default does not tell its type.
 
     """
     lines = page.splitlines()
     root = yaml.compose(page, Loader=yaml.SafeLoader)
-    assert isinstance(root, yaml.MappingNode), "values.yaml is a mapping"
+    if not isinstance(root, yaml.MappingNode):
+        raise UnreadableValuesError("values.yaml is no mapping")
     definitions: Schema = {}
-    for block in _blocks(lines):
-        definitions |= _comment(block).definitions
+    for block in _comment_blocks(lines):
+        definitions |= _read_comment(block).definitions
     return {"$schema": _DRAFT, "$defs": definitions, **_closed(root, lines)}
 
 
 def values_table(page: str) -> str:
-    """Make the Markdown table of values.yaml, given as text: a section per key of the first level."""
-    schema = values_schema(page)
+    """Make the Markdown tables of values.yaml, given as text: a section per key of the first level."""
     defaults = yaml.safe_load(page)
     sections = [
-        f"### {name}\n\n{_sentence(part)}| value | default | meaning |\n|---|---|---|\n"
-        + "".join(_row(*row) for row in _rows((name,), part, defaults[name]))
-        for name, part in schema["properties"].items()
+        f"### {name}\n\n{_introduction(part)}| value | default | meaning |\n|---|---|---|\n"
+        + "".join(_row(*row) for row in _rows(name, part, defaults[name]))
+        for name, part in values_schema(page)["properties"].items()
     ]
     return "\n".join(sections)
 
 
 def with_table(readme: str, table: str) -> str:
-    """Put the table between its two marks in the chart's README."""
+    """Put the tables between the two marks in the chart's README."""
     before, after = readme.partition(_BEGIN)[0], readme.partition(_END)[2]
     return f"{before}{_BEGIN}\n\n{table}\n{_END}{after}"
 
@@ -73,7 +74,7 @@ def as_json(schema: Schema) -> str:
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
-def _blocks(lines: list[str]) -> Iterator[list[str]]:
+def _comment_blocks(lines: list[str]) -> Iterator[list[str]]:
     block: list[str] = []
     for line in [*lines, ""]:
         if line.lstrip().startswith("#"):
@@ -83,7 +84,7 @@ def _blocks(lines: list[str]) -> Iterator[list[str]]:
             block = []
 
 
-def _comment(block: list[str]) -> Comment:
+def _read_comment(block: list[str]) -> Comment:
     """Read the lines of a comment; a directive goes on in lines that are indented further."""
     text: list[str] = []
     directives: list[str] = []
@@ -98,21 +99,26 @@ def _comment(block: list[str]) -> Comment:
     schema: Schema = {}
     definitions: Schema = {}
     for directive in directives:
-        match = _DIRECTIVE.match(directive)
-        assert match is not None, "only directives were collected"
-        written = yaml.safe_load(directive[match.end() :])
-        if match["name"]:
-            definitions[match["name"]] = written
-        else:
-            schema |= written
+        _take_in(directive, schema, definitions)
     return Comment(text=" ".join(text).strip(), schema=schema, definitions=definitions)
+
+
+def _take_in(directive: str, schema: Schema, definitions: Schema) -> None:
+    match = _DIRECTIVE.match(directive)
+    if match is None:
+        raise UnreadableValuesError(directive)
+    written = yaml.safe_load(directive[match.end() :])
+    if match["name"]:
+        definitions[match["name"]] = written
+    else:
+        schema.update(written)
 
 
 def _comment_above(line: int, lines: list[str]) -> Comment:
     first = line
     while first > 0 and lines[first - 1].lstrip().startswith("#"):
         first -= 1
-    return _comment(lines[first:line])
+    return _read_comment(lines[first:line])
 
 
 def _closed(node: yaml.MappingNode, lines: list[str]) -> Schema:
@@ -122,56 +128,57 @@ def _closed(node: yaml.MappingNode, lines: list[str]) -> Schema:
 
 def _property(key: yaml.ScalarNode, value: yaml.Node, lines: list[str]) -> Schema:
     comment = _comment_above(key.start_mark.line, lines)
+    where = f"values.yaml, line {key.start_mark.line + 1}"
     if not comment.text:
-        raise UnreadableCommentError(f"values.yaml, line {key.start_mark.line + 1}: say what {key.value} is for")
+        raise UnreadableValuesError(f"{where}: say what {key.value} is for")
     if "$ref" in comment.schema and len(comment.schema) > 1:
-        raise UnreadableCommentError(f"values.yaml, line {key.start_mark.line + 1}: a $ref stands alone")
-    described = {"description": comment.text}
-    if isinstance(value, yaml.MappingNode) and value.value and _tells_of_its_keys(comment.schema):
-        return described | _closed(value, lines) | comment.schema
-    if comment.schema.keys() & {"type", "$ref", "additionalProperties"}:
-        return described | ({"type": "object"} if "additionalProperties" in comment.schema else {}) | comment.schema
-    default = yaml.safe_load(yaml.serialize(value))
-    if type(default) not in _TYPES:
-        raise UnreadableCommentError(f"values.yaml, line {key.start_mark.line + 1}: say the type of {key.value}")
-    return described | {"type": _TYPES[type(default)]} | comment.schema
+        raise UnreadableValuesError(f"{where}: what stands beside a $ref is not heeded")
+    schema: Schema = {"description": comment.text}
+    if isinstance(value, yaml.MappingNode) and value.value and _has_commented_keys(comment.schema):
+        schema |= _closed(value, lines)
+    elif "additionalProperties" in comment.schema:
+        schema["type"] = "object"
+    elif not comment.schema.keys() & {"type", "$ref"}:
+        schema["type"] = _type_of(value, where)
+    return schema | comment.schema
 
 
-def _tells_of_its_keys(schema: Mapping[str, Any]) -> bool:
-    """Say whether each key of a mapping has a comment of its own; `additionalProperties: true` lets others in beside."""
+def _has_commented_keys(schema: Schema) -> bool:
+    """Say whether each key of a mapping has a comment of its own, also where others are let in beside them."""
     return not schema.keys() & {"type", "$ref"} and schema.get("additionalProperties", True) is True
 
 
-_ABSENT = object()
+def _type_of(value: yaml.Node, where: str) -> str:
+    default = yaml.safe_load(yaml.serialize(value))
+    if type(default) not in _TYPES:
+        raise UnreadableValuesError(f"{where}: its default does not tell its type; add an @schema")
+    return _TYPES[type(default)]
 
 
-def _rows(path: tuple[str, ...], schema: Schema, default: object) -> Iterator[tuple[str, object, str]]:
+def _rows(path: str, schema: Schema, default: object) -> Iterator[tuple[str, object, str]]:
     """Give a row for each value that can be set, and for each field of what is set by name or in lists."""
-    properties = schema.get("properties")
-    if properties and isinstance(default, dict) and default:
-        for name, part in properties.items():
-            yield from _rows((*path, name), part, default.get(name, _ABSENT))
+    if "properties" in schema and isinstance(default, dict) and default:
+        for name, part in schema["properties"].items():
+            yield from _rows(f"{path}.{name}", part, default[name])
         return
-    yield ".".join(path), default, schema.get("description", "")
-    entry = schema.get("additionalProperties") or schema.get("items")
+    yield path, default, schema.get("description", "")
+    entry = schema.get("additionalProperties")
     if isinstance(entry, dict):
-        mark = "[]" if "items" in schema else ".<name>"
         for name, part in entry.get("properties", {}).items():
-            yield from _rows((".".join(path) + mark, name), part, _ABSENT)
+            yield from _rows(f"{path}.<name>.{name}", part, _ABSENT)
 
 
 def _row(path: str, default: object, meaning: str) -> str:
     shown = "" if default is _ABSENT else f"`{json.dumps(default, ensure_ascii=False)}`"
-    return f"| `{path}` | {shown} | {meaning.replace('|', chr(92) + '|')} |\n"
+    return f"| `{path}` | {shown} | {meaning} |\n".replace(" |  | ", " | | ")
 
 
-def _sentence(part: Schema) -> str:
-    is_group = part.get("additionalProperties") is False and "properties" in part
-    return f"{part['description']}\n\n" if is_group else ""
+def _introduction(part: Schema) -> str:
+    return f"{part['description']}\n\n" if "properties" in part else ""
 
 
 def main() -> None:
-    """Write schema and table anew."""
+    """Write schema and tables anew."""
     page = (CHART / "values.yaml").read_text(encoding="utf-8")
     (CHART / "values.schema.json").write_text(as_json(values_schema(page)), encoding="utf-8")
     readme = CHART / "README.md"

@@ -1,4 +1,4 @@
-"""Whatever is rendered is what Kubernetes takes, in each of the versions that are supported, and no pod asks for much."""
+"""Whatever is rendered is what Kubernetes takes, in each version that is supported, and no pod asks for much."""
 
 from typing import Any
 
@@ -30,7 +30,12 @@ def test_every_document_is_valid(values: Document, version: str) -> None:
 
 
 def test_a_document_with_an_unknown_field_would_not_pass() -> None:
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": {"containers": [], "hostNetworks": True}}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "a"},
+        "spec": {"containers": [], "hostNetworks": True},
+    }
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(pod, VERSIONS[-1], strict=True)
 

@@ -109,7 +109,8 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end }}
 {{- end -}}
 
-{{- /* name, labels and annotations: `component` of `root`, called `name`, in `namespace`, with further `annotations`. */ -}}
+{{- /* name, labels and annotations: `component` of `root`, called `name`, in `namespace`, with further `labels` and
+`annotations`. */ -}}
 {{- define "cronplane.metadata" -}}
 name: {{ .name }}
 {{- if not .clusterWide }}
@@ -117,6 +118,9 @@ namespace: {{ .namespace | default .root.Release.Namespace }}
 {{- end }}
 labels:
   {{- include "cronplane.labels" . | nindent 2 }}
+  {{- with .labels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- with merge (dict) (.annotations | default dict) .root.Values.commonAnnotations }}
 annotations:
   {{- toYaml . | nindent 2 }}
