@@ -2,13 +2,13 @@
 
 `make chart-docs` writes `values.schema.json` and the table in the chart's README anew. The comment right above a key
 describes it. What its default does not tell stands in a line of its own: `# @schema {…}` adds to the key's JSON Schema,
-and `# @define name {…}`, above no key, is a part that several refer to. A mapping is closed: it takes the keys that stand
-there and no other, unless its `@schema` says what it is a mapping of.
+and `# @define name {…}`, above no key, is a part that several refer to. A mapping is closed: it takes the keys that
+stand there and no other, unless its `@schema` says what it is a mapping of.
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ _DRAFT = "http://json-schema.org/draft-07/schema#"
 _BEGIN, _END = "<!-- values: begin -->", "<!-- values: end -->"
 _DIRECTIVE = re.compile(r"@(?:schema|define (?P<name>\w+)) ")
 _TYPES: Mapping[type, str] = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array"}
+_HEAD = "| value | default | meaning |\n|---|---|---|\n"
 _ABSENT = object()
 Schema = dict[str, Any]
 
@@ -53,14 +54,16 @@ def values_schema(page: str) -> Schema:
 
 
 def values_table(page: str) -> str:
-    """Make the Markdown tables of values.yaml, given as text: a section per key of the first level."""
+    """Make the Markdown tables of values.yaml, given as text: one for each group of values, after one of the others."""
     defaults = yaml.safe_load(page)
-    sections = [
-        f"### {name}\n\n{_introduction(part)}| value | default | meaning |\n|---|---|---|\n"
-        + "".join(_row(*row) for row in _rows(name, part, defaults[name]))
-        for name, part in values_schema(page)["properties"].items()
+    parts = values_schema(page)["properties"]
+    groups = {name: part for name, part in parts.items() if "properties" in part}
+    sections = [_table(_rows(name, part, defaults[name])) for name, part in parts.items() if name not in groups]
+    of_groups = [
+        f"\n### {name}\n\n{part['description']}\n\n{_HEAD}{_table(_rows(name, part, defaults[name]))}"
+        for name, part in groups.items()
     ]
-    return "\n".join(sections)
+    return "".join([_HEAD, *sections, *of_groups])
 
 
 def with_table(readme: str, table: str) -> str:
@@ -168,13 +171,13 @@ def _rows(path: str, schema: Schema, default: object) -> Iterator[tuple[str, obj
             yield from _rows(f"{path}.<name>.{name}", part, _ABSENT)
 
 
+def _table(rows: Iterable[tuple[str, object, str]]) -> str:
+    return "".join(_row(*row) for row in rows)
+
+
 def _row(path: str, default: object, meaning: str) -> str:
-    shown = "" if default is _ABSENT else f"`{json.dumps(default, ensure_ascii=False)}`"
-    return f"| `{path}` | {shown} | {meaning} |\n".replace(" |  | ", " | | ")
-
-
-def _introduction(part: Schema) -> str:
-    return f"{part['description']}\n\n" if "properties" in part else ""
+    shown = "" if default is _ABSENT else f"`{json.dumps(default, ensure_ascii=False)}` "
+    return f"| `{path}` | {shown}| {meaning} |\n"
 
 
 def main() -> None:

@@ -38,14 +38,18 @@ EVERYTHING: Document = {
     "entries": {
         "http_request": {
             "execution": "pod",
-            "settings": {"ALLOWED_HOSTS": "reports.internal:8080"},
+            "settings": {
+                "ALLOWED_HOSTS": "reports.internal:8080",
+                "SECRETS": {"reports_key": {"hosts": ["a.example"]}},
+            },
             "secrets": {"SECRET_REPORTS_KEY": {"name": "reports", "key": "token"}},
             "egress": [{"to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}], "ports": [{"port": 443}]}],
         }
     },
     "runs": {
         "namespace": "runs",
-        "allowedImages": ["images.example.org/team/*"],
+        "allowedImages": {"images.example.org/team/*": "*"},
+        "ceiling": {"memory": "4Gi"},
         "profiles": {
             "large": {
                 "image": "images.example.org/large:1",

@@ -41,9 +41,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"api": {"autoscaling": {"enabled": True, "minReplicas": 9}}}, "minReplicas is more than maxReplicas"),
     ({"operator": {"settings": {"workers": 17}}}, "workers is more than maxWorkers"),
     (
-        {"runs": {"allowedImages": ["a"]}, "entries": {"container": {"settings": {"ALLOWED_IMAGES": "b"}}}},
+        {"runs": {"allowedImages": {"a": "*"}}, "entries": {"container": {"settings": {"IMAGES": {"b": "*"}}}}},
         "say the same; give one of them",
     ),
+    ({"runs": {"allowedImages": {"a": "everybody"}}}, "got string, want array"),
+    ({"runs": {"ceiling": {"gpu": "1"}}}, "additional properties 'gpu' not allowed"),
 ]
 
 

@@ -22,7 +22,6 @@ from tests.chart.rendering import (
 
 API, OPERATOR, DATABASE = "rel-cronplane-api", "rel-cronplane-operator", "rel-cronplane-database"
 CREDENTIALS, UNINSTALL, SELFTEST = "rel-cronplane-credentials", "rel-cronplane-uninstall", "rel-cronplane-selftest"
-OURS = {"installation-key", "token-keys", "owner-password", "service-password"}
 
 
 def migration(manifests: Manifests) -> Document:
@@ -224,11 +223,14 @@ def test_jobs_of_runs_are_made_where_the_values_say_with_an_account_of_their_own
 
 def test_pods_of_runs_are_told_what_their_entries_are_but_no_secret() -> None:
     profiles = json.loads(settings(render(EVERYTHING), OPERATOR)["CRONPLANE_POD_PROFILES"])
-    told = {"CRONPLANE_ENTRY_HTTP_REQUEST_ALLOWED_HOSTS": "reports.internal:8080"}
+    told = {
+        "CRONPLANE_ENTRY_HTTP_REQUEST_ALLOWED_HOSTS": "reports.internal:8080",
+        "CRONPLANE_ENTRY_HTTP_REQUEST_SECRETS": '{"reports_key":{"hosts":["a.example"]}}',
+    }
     assert profiles["default"]["environment"] == told
     assert profiles["large"]["environment"] == told | {"MODE": "batch"}
     assert profiles["large"]["secret_files"] == {"certificates": "/certificates"}
-    assert "SECRET_REPORTS_KEY" not in json.dumps(profiles)
+    assert "HTTP_REQUEST_SECRET_" not in json.dumps(profiles)
 
 
 def test_settings_of_entries_are_those_of_both_roles_and_secret_ones_come_from_secrets() -> None:
@@ -237,7 +239,8 @@ def test_settings_of_entries_are_those_of_both_roles_and_secret_ones_come_from_s
         told = settings(made, role)
         assert told["CRONPLANE_ENTRY_DUMMY_PRINT_EXECUTION"] == "pod"
         assert told["CRONPLANE_ENTRY_HTTP_REQUEST_ALLOWED_HOSTS"] == "reports.internal:8080"
-        assert told["CRONPLANE_ENTRY_CONTAINER_ALLOWED_IMAGES"] == "images.example.org/team/*"
+        assert told["CRONPLANE_ENTRY_CONTAINER_IMAGES"] == '{"images.example.org/team/*":"*"}'
+        assert told["CRONPLANE_ENTRY_CONTAINER_LIMITS"] == '{"memory":"4Gi"}'
         secret = variables(container(made, role))["CRONPLANE_ENTRY_HTTP_REQUEST_SECRET_REPORTS_KEY"]
         assert secret == ("reports", "token")
 

@@ -1,6 +1,12 @@
 {{- /* Variables of the processes. YAML's numbers are floating to Helm, and 1073741824 must not become 1.073741824e+09. */ -}}
-{{- define "cronplane.scalar" -}}
-{{- if and (kindIs "float64" .) (eq (floor .) .) }}{{ int64 . }}{{ else }}{{ . }}{{ end -}}
+{{- define "cronplane.text" -}}
+{{- if or (kindIs "map" .) (kindIs "slice" .) -}}
+{{- toJson . -}}
+{{- else if and (kindIs "float64" .) (eq (floor .) .) -}}
+{{- int64 . -}}
+{{- else -}}
+{{- . -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "cronplane.commonSettings" -}}
@@ -10,8 +16,19 @@ CRONPLANE_LOG_FORMAT: {{ .Values.log.format | quote }}
 
 {{- define "cronplane.typedSettings" -}}
 {{- range $name, $value := . }}
-CRONPLANE_{{ $name | snakecase | upper }}: {{ include "cronplane.scalar" $value | quote }}
+CRONPLANE_{{ $name | snakecase | upper }}: {{ include "cronplane.text" $value | quote }}
 {{- end }}
+{{- end -}}
+
+{{- /* The settings of the entry `container` that stand with the runs. */ -}}
+{{- define "cronplane.containerSettings" -}}
+{{- $settings := dict -}}
+{{- range $key, $value := dict "IMAGES" .Values.runs.allowedImages "LIMITS" .Values.runs.ceiling -}}
+{{- if $value -}}
+{{- $_ := set $settings $key $value -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $settings -}}
 {{- end -}}
 
 {{- /* Settings of entries, those of `container` among them that stand with the runs; secret ones are apart. */ -}}
@@ -22,12 +39,12 @@ CRONPLANE_{{ $name | snakecase | upper }}: {{ include "cronplane.scalar" $value 
 CRONPLANE_ENTRY_{{ upper $entry }}_EXECUTION: {{ . }}
 {{- end }}
 {{- range $key, $value := .settings }}
-CRONPLANE_ENTRY_{{ upper $entry }}_{{ $key }}: {{ include "cronplane.scalar" $value | quote }}
+CRONPLANE_ENTRY_{{ upper $entry }}_{{ $key }}: {{ include "cronplane.text" $value | quote }}
 {{- end }}
 {{- end }}
 {{- end }}
-{{- with .Values.runs.allowedImages }}
-CRONPLANE_ENTRY_CONTAINER_ALLOWED_IMAGES: {{ join "," . | quote }}
+{{- range $key, $value := include "cronplane.containerSettings" . | fromJson }}
+CRONPLANE_ENTRY_CONTAINER_{{ $key }}: {{ toJson $value | quote }}
 {{- end }}
 {{- end -}}
 
@@ -36,7 +53,7 @@ CRONPLANE_ENTRY_CONTAINER_ALLOWED_IMAGES: {{ join "," . | quote }}
 {{- $told := dict -}}
 {{- range $entry, $given := .Values.entries -}}
 {{- range $key, $value := ($given | default dict).settings -}}
-{{- $_ := set $told (printf "CRONPLANE_ENTRY_%s_%s" (upper $entry) $key) (include "cronplane.scalar" $value) -}}
+{{- $_ := set $told (printf "CRONPLANE_ENTRY_%s_%s" (upper $entry) $key) (include "cronplane.text" $value) -}}
 {{- end -}}
 {{- end -}}
 {{- $profiles := dict -}}
@@ -72,8 +89,8 @@ CRONPLANE_RUN_NAMESPACE: {{ include "cronplane.runNamespace" . | quote }}
 CRONPLANE_RUN_SERVICE_ACCOUNT: {{ include "cronplane.runServiceAccount" . | quote }}
 CRONPLANE_RUN_API_URL: {{ include "cronplane.apiUrl" . | quote }}
 CRONPLANE_POD_PROFILES: {{ include "cronplane.podProfiles" . | quote }}
-CRONPLANE_POD_START_TIMEOUT: {{ include "cronplane.scalar" .Values.runs.startTimeout | quote }}
-CRONPLANE_POD_LAUNCHES: {{ include "cronplane.scalar" .Values.runs.launches | quote }}
+CRONPLANE_POD_START_TIMEOUT: {{ include "cronplane.text" .Values.runs.startTimeout | quote }}
+CRONPLANE_POD_LAUNCHES: {{ include "cronplane.text" .Values.runs.launches | quote }}
 {{- include "cronplane.typedSettings" .Values.operator.settings }}
 {{- include "cronplane.entrySettings" . }}
 {{- end -}}
