@@ -75,15 +75,15 @@ layers: $(READY) ## Imports point down only
 .PHONY: check
 check: lint types layers test ## Everything a change must pass
 
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+  --no-emit-find-links --no-annotate --custom-compile-command "make lock"
+
 .PHONY: lock
 lock: $(READY) ## Make the lock files anew from pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --group dev --generate-hashes \
-	  --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" \
-	  --output-file requirements.lock pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes \
-	  --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" \
-	  --constraints requirements.lock --output-file requirements-image.lock pyproject.toml
+	$(COMPILE) --all-extras --group dev --output-file requirements.lock pyproject.toml
+	$(COMPILE) --all-extras --constraints requirements.lock --output-file requirements-image.lock pyproject.toml
+	$(COMPILE) --group build --constraints requirements.lock --output-file requirements-build.lock
 
 .PHONY: clean
 clean: ## Remove the environment and every cache
