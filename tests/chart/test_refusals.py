@@ -11,7 +11,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"replicas": 3}, "additional properties 'replicas' not allowed"),
     ({"api": {"replica": 3}}, "additional properties 'replica' not allowed"),
     ({"api": {"settings": {"bodyLimits": 1}}}, "additional properties 'bodyLimits' not allowed"),
-    ({"api": {"settings": {"minimumInterval": 5}}}, "minimum: got 5, want 60"),
+    ({"registration": {"minimumInterval": 5}}, "minimum: got 5, want 60"),
     ({"api": {"replicas": "two"}}, "got string, want integer"),
     ({"api": {"resources": {"request": {}}}}, "additional properties 'request' not allowed"),
     ({"log": {"level": "verbose"}}, "value must be one of 'debug', 'info', 'warning', 'error'"),

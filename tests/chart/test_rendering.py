@@ -439,6 +439,7 @@ def test_the_self_test_has_an_account_that_may_look_at_crons_and_no_more() -> No
     told = variables(container(made, SELFTEST))
     assert told["CRONPLANE_SELFTEST_ORGANIZATION"] == "acme"
     assert told["CRONPLANE_URL"] == f"http://{API}.{NAMESPACE}.svc:80"
+    assert told["CRONPLANE_ENTRY_DUMMY_PRINT_EXECUTION"] == "pod"
 
 
 def test_what_is_left_is_removed_after_everything_else() -> None:

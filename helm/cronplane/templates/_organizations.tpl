@@ -52,5 +52,5 @@
 
 {{- define "cronplane.selftestNamespace" -}}
 {{- $organization := get (include "cronplane.organizations" . | fromJson) (include "cronplane.selftestOrganization" .) -}}
-{{- ($organization | default dict).namespaces | default (list .Release.Namespace) | first -}}
+{{- ($organization | default dict).namespaces | default (list .Release.Namespace) | sortAlpha | first -}}
 {{- end -}}

@@ -44,7 +44,7 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
-{{- /* The pods of a role that serves: `component` with its `arguments`, `port`, `probes` and secret `variables`. */ -}}
+{{- /* The pods of a role that serves: `component` with its `settings`, `port`, time to end (`grace`), and secret `variables`. */ -}}
 {{- define "cronplane.servicePod" -}}
 {{- $role := get .root.Values .component -}}
 metadata:
@@ -117,7 +117,8 @@ spec:
     {{- end }}
 {{- end -}}
 
-{{- /* The pod of a Job of the release: `component`, its `arguments` and `variables`; with an `account`, it has its rights. */ -}}
+{{- /* The pod of a Job of the release: `component` with its `arguments`, its `settings` (a map as YAML) and variables of
+`secrets`; with an `account`, it has the rights of that. */ -}}
 {{- define "cronplane.jobPod" -}}
 metadata:
   labels:
@@ -146,11 +147,11 @@ containers:
     {{- include "cronplane.containerBasics" .root | nindent 4 }}
     args: {{ toJson .arguments }}
     env:
-      - name: CRONPLANE_LOG_LEVEL
-        value: {{ .root.Values.log.level | quote }}
-      - name: CRONPLANE_LOG_FORMAT
-        value: {{ .root.Values.log.format | quote }}
-      {{- .variables | nindent 6 }}
+      {{- include "cronplane.variables" (include "cronplane.commonSettings" .root) | trim | nindent 6 }}
+      {{- include "cronplane.variables" .settings | trim | nindent 6 }}
+      {{- with .secrets }}
+      {{- . | nindent 6 }}
+      {{- end }}
     resources:
       {{- toYaml .root.Values.jobs.resources | nindent 6 }}
     volumeMounts:

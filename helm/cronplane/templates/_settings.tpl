@@ -14,6 +14,13 @@ CRONPLANE_LOG_LEVEL: {{ .Values.log.level | quote }}
 CRONPLANE_LOG_FORMAT: {{ .Values.log.format | quote }}
 {{- end -}}
 
+{{- /* What API and operator have in common, since both register crons. */ -}}
+{{- define "cronplane.serviceSettings" -}}
+{{ include "cronplane.commonSettings" . }}
+{{- include "cronplane.typedSettings" .Values.registration }}
+{{- include "cronplane.entrySettings" . }}
+{{- end -}}
+
 {{- define "cronplane.typedSettings" -}}
 {{- range $name, $value := . }}
 CRONPLANE_{{ $name | snakecase | upper }}: {{ include "cronplane.text" $value | quote }}
@@ -69,16 +76,15 @@ CRONPLANE_ENTRY_CONTAINER_{{ $key }}: {{ toJson $value | quote }}
 {{- end -}}
 
 {{- define "cronplane.apiSettings" -}}
-{{ include "cronplane.commonSettings" . }}
+{{ include "cronplane.serviceSettings" . }}
 CRONPLANE_HOST: "0.0.0.0"
 CRONPLANE_PORT: "8080"
 CRONPLANE_POD_ATTEMPTS: "true"
 {{- include "cronplane.typedSettings" .Values.api.settings }}
-{{- include "cronplane.entrySettings" . }}
 {{- end -}}
 
 {{- define "cronplane.operatorSettings" -}}
-{{ include "cronplane.commonSettings" . }}
+{{ include "cronplane.serviceSettings" . }}
 CRONPLANE_METRICS_HOST: "0.0.0.0"
 CRONPLANE_METRICS_PORT: "8081"
 CRONPLANE_INSTALLATION: {{ include "cronplane.installation" . | quote }}
@@ -92,7 +98,14 @@ CRONPLANE_POD_PROFILES: {{ include "cronplane.podProfiles" . | quote }}
 CRONPLANE_POD_START_TIMEOUT: {{ include "cronplane.text" .Values.runs.startTimeout | quote }}
 CRONPLANE_POD_LAUNCHES: {{ include "cronplane.text" .Values.runs.launches | quote }}
 {{- include "cronplane.typedSettings" .Values.operator.settings }}
-{{- include "cronplane.entrySettings" . }}
+{{- end -}}
+
+{{- /* Settings, a map as YAML, as the variables of a container. */ -}}
+{{- define "cronplane.variables" -}}
+{{- range $name, $value := fromYaml . }}
+- name: {{ $name }}
+  value: {{ $value | quote }}
+{{- end }}
 {{- end -}}
 
 {{- define "cronplane.secretVariable" -}}
