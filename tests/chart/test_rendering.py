@@ -339,6 +339,17 @@ def test_whatever_a_role_is_given_beyond_the_usual_is_in_its_pods(role: str) -> 
     assert made.one("ServiceAccount", "given")["metadata"]["annotations"] == {"example.org/role": "service"}
 
 
+def test_jobs_of_the_release_have_what_they_are_given_such_as_certificates_of_the_database() -> None:
+    given = {name: ROLE_EXTRAS[name] for name in ("extraEnv", "extraEnvFrom", "extraVolumes", "extraVolumeMounts")}
+    made = render(OUTSIDE | {"jobs": given})
+    pod = made.pod("rel-cronplane-migration")
+    [process] = pod["containers"]
+    assert variables(process)["SSL_CERT_FILE"] == "/extra/ca.pem"
+    assert process["envFrom"] == ROLE_EXTRAS["extraEnvFrom"]
+    assert ROLE_EXTRAS["extraVolumes"][0] in pod["volumes"]
+    assert ROLE_EXTRAS["extraVolumeMounts"][0] in process["volumeMounts"]
+
+
 def test_pods_are_spread_over_nodes_and_zones_of_their_own_role() -> None:
     for constraint in render({}).pod(API)["topologySpreadConstraints"]:
         assert constraint["labelSelector"]["matchLabels"]["app.kubernetes.io/component"] == "api"
@@ -401,7 +412,7 @@ def test_a_pod_of_a_run_reaches_the_api_and_names_and_what_its_entry_was_allowed
     installation = {"crons.cronplane.dev/installation": "production"}
     assert (whole["podSelector"]["matchLabels"], "ingress" in whole) == (installation, False)
     [api, names] = whole["egress"]
-    assert api["ports"] == [{"port": "http"}]
+    assert api["ports"] == [{"port": 8080}]
     assert [port["port"] for port in names["ports"]] == [53, 53]
     of_entry = made.one("NetworkPolicy", f"{name}-http-request", namespace="runs")["spec"]
     assert of_entry["podSelector"]["matchLabels"] == installation | {"crons.cronplane.dev/entrypoint": "http_request"}

@@ -13,7 +13,7 @@ FOREIGN_GROUPS = {"gateway.networking.k8s.io", "monitoring.coreos.com"}
 SOMETHING_OF_EACH: Document = EVERYTHING | {
     "operator": ROLE_EXTRAS,
     "database": {"builtIn": {"persistence": {"enabled": False}, "affinity": {"nodeAffinity": {}}}},
-    "jobs": {name: ROLE_EXTRAS[name] for name in ("podAnnotations", "podLabels", "nodeSelector", "tolerations")},
+    "jobs": {name: ROLE_EXTRAS[name] for name in ("podAnnotations", "tolerations", "extraEnv", "extraVolumes")},
 }
 MATRIX = {"defaults": {}, "outside": OUTSIDE, "addresses": ADDRESSES, "something-of-each": SOMETHING_OF_EACH}
 

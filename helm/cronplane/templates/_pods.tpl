@@ -135,13 +135,14 @@ spec:
 {{- end -}}
 
 {{- define "cronplane.jobPodSpec" -}}
+{{- $jobs := .root.Values.jobs -}}
 restartPolicy: Never
 {{- with .account }}
 serviceAccountName: {{ . }}
 {{- end }}
 automountServiceAccountToken: {{ not (empty .account) }}
 {{- include "cronplane.podBasics" .root }}
-{{- include "cronplane.placement" .root.Values.jobs }}
+{{- include "cronplane.placement" $jobs }}
 containers:
   - name: {{ .component }}
     {{- include "cronplane.containerBasics" .root | nindent 4 }}
@@ -152,14 +153,27 @@ containers:
       {{- with .secrets }}
       {{- . | nindent 6 }}
       {{- end }}
+      {{- with $jobs.extraEnv }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
+    {{- with $jobs.extraEnvFrom }}
+    envFrom:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
     resources:
-      {{- toYaml .root.Values.jobs.resources | nindent 6 }}
+      {{- toYaml $jobs.resources | nindent 6 }}
     volumeMounts:
       - name: tmp
         mountPath: /tmp
+      {{- with $jobs.extraVolumeMounts }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
 volumes:
   - name: tmp
     emptyDir: {}
+  {{- with $jobs.extraVolumes }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- end -}}
 
 {{- /* How such a Job ends: a pod that is taken away is made anew, and one that fails has failed. */ -}}
