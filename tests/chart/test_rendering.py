@@ -453,6 +453,12 @@ def test_the_self_test_has_an_account_that_may_look_at_crons_and_no_more() -> No
     assert told["CRONPLANE_ENTRY_DUMMY_PRINT_EXECUTION"] == "pod"
 
 
+def test_the_self_test_takes_an_organization_that_may_use_its_entry() -> None:
+    organizations = {"a": {"entrypoints": ["http_request"]}, "b": {"entrypoints": ["dummy_print"]}, "c": {}}
+    told = variables(container(render({"organizations": organizations}), SELFTEST))
+    assert told["CRONPLANE_SELFTEST_ORGANIZATION"] == "b"
+
+
 def test_what_is_left_is_removed_after_everything_else() -> None:
     made = render(EVERYTHING)
     job = made.one("Job", UNINSTALL)
