@@ -117,6 +117,14 @@ def test_the_built_in_database_is_migrated_by_an_ordinary_job_that_is_another_on
     assert len(names) == 4
 
 
+def test_a_job_of_a_hook_that_failed_goes_by_itself_and_one_of_the_release_with_the_release() -> None:
+    jobs = [each for values in ({}, OUTSIDE) for each in render(values) if each["kind"] == "Job"]
+    assert {(is_hook(each), each["spec"].get("ttlSecondsAfterFinished")) for each in jobs} == {
+        (True, 86400),
+        (False, None),
+    }
+
+
 @pytest.mark.parametrize("values", [OUTSIDE, ADDRESSES], ids=["secret", "addresses"])
 def test_a_database_of_ones_own_is_migrated_by_a_hook_and_none_is_brought(values: Document) -> None:
     made = render(values)

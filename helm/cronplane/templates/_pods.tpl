@@ -187,6 +187,12 @@ podFailurePolicy:
         - {type: DisruptionTarget, status: "True"}
 {{- end -}}
 
+{{- /* Of a hook that failed, the release knows nothing any more: its Job goes by itself, a day later. */ -}}
+{{- define "cronplane.hookJobPolicy" -}}
+{{ include "cronplane.jobPolicy" . }}
+ttlSecondsAfterFinished: 86400
+{{- end -}}
+
 {{- /* Annotations of a hook: when (`events`), and in which order. A Job that failed stays, with its pod, to be looked at. */ -}}
 {{- define "cronplane.hook" -}}
 {{- dict "helm.sh/hook" .events "helm.sh/hook-weight" (toString .weight) "helm.sh/hook-delete-policy" "before-hook-creation,hook-succeeded" "helm.sh/hook-output-log-policy" "hook-failed,hook-succeeded" | toJson -}}
