@@ -18,6 +18,8 @@ RUN_LABEL = "crons.cronplane.dev/run-id"
 ATTEMPT_LABEL = "crons.cronplane.dev/attempt"
 SETTLED_LABEL = "crons.cronplane.dev/settled"
 CRON_LABEL = "crons.cronplane.dev/cron-id"
+# By it a NetworkPolicy says where pods of an entry may go.
+ENTRYPOINT_LABEL = "crons.cronplane.dev/entrypoint"
 CRON_ANNOTATION = "crons.cronplane.dev/cron"
 CONTAINER = "attempt"
 AUDIENCE = "cronplane"
@@ -73,7 +75,7 @@ def service_account(settings: PodSettings, profile: PodProfile) -> str:
 def job(attempt: UnlaunchedAttempt, *, place: JobPlace, settings: PodSettings, profile: PodProfile) -> Body:
     """Make the Job that runs `cronplane attempt` for an attempt, in the profile of its entry."""
     marks = labels(installation=place.installation, run_id=attempt.run_id, number=attempt.number)
-    marks[CRON_LABEL] = str(attempt.cron_id)
+    marks |= {CRON_LABEL: str(attempt.cron_id), **_entrypoint_label(attempt.entrypoint)}
     metadata = {"labels": marks, "annotations": {CRON_ANNOTATION: attempt.cron_name}}
     return {
         "apiVersion": "batch/v1",
@@ -91,6 +93,11 @@ def job(attempt: UnlaunchedAttempt, *, place: JobPlace, settings: PodSettings, p
             "template": {"metadata": metadata, "spec": _pod(attempt, settings=settings, profile=profile)},
         },
     }
+
+
+def _entrypoint_label(entrypoint: str) -> dict[str, str]:
+    """Label what runs an entry with its name; one that ends in `_`, as no label may, goes nowhere but to the API."""
+    return {} if entrypoint.endswith("_") else {ENTRYPOINT_LABEL: entrypoint}
 
 
 def _pod(attempt: UnlaunchedAttempt, *, settings: PodSettings, profile: PodProfile) -> Body:
