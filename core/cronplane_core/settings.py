@@ -64,6 +64,23 @@ class MigrationSettings(BaseSettings):
     )
 
 
+class PostgresSettings(BaseSettings):
+    """Settings of the PostgreSQL that serves for trying an installation out."""
+
+    model_config = _CONFIG
+
+    postgres_directory: Path = Field(
+        default=Path("/var/lib/cronplane"), description="where its data is kept, in a folder of its own"
+    )
+    postgres_port: int = Field(default=5432, ge=1, le=65535, description="port to listen on")
+    postgres_owner_password: SecretStr = Field(
+        min_length=16, description="of the role cronplane, which owns the schema; taken over at each start"
+    )
+    postgres_service_password: SecretStr = Field(
+        min_length=16, description="of the role cronplane_service, which API and runner use; taken over at each start"
+    )
+
+
 class TokenSettings(DatabaseSettings):
     """Settings of a role that makes or recognizes tokens of runs."""
 
