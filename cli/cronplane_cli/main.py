@@ -5,6 +5,7 @@ Each command imports what it runs only when it is called, so that an installatio
 
 import signal
 import sys
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -128,12 +129,15 @@ def crd() -> None:
 
 
 @app.command()
-def migrate() -> None:
-    """Bring the database up to this version, as the role that owns the schema."""
-    migration = _role("cronplane_cli.migration_role", extra="migrate").run()
-    before = migration.revision_before or "an empty database"
-    added = ", ".join(migration.added_entries) or "none"
-    typer.echo(f"The schema went from {before} to {migration.revision}; entries added: {added}.")
+def migrate(
+    *,
+    wait: Annotated[
+        float, typer.Option(min=0, max=86_400, help="Seconds until the database has to answer, at most.")
+    ] = 0,
+) -> None:
+    """Bring the database up to this version, as the role that owns the schema, and make the organizations declared."""
+    for sentence in _role("cronplane_cli.migration_role", extra="migrate").run(wait=timedelta(seconds=wait)):
+        typer.echo(sentence)
 
 
 @app.command()

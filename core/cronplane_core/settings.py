@@ -51,8 +51,18 @@ class DatabaseSettings(BaseSettings):
     database_url: SecretStr = Field(description="postgresql://user:password@host:5432/name, as the service's role")
 
 
+class DeclaredOrganization(BaseModel):
+    """What an organization may use, and how much of it; what is left out stays as it is, and null is the default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    entrypoints: list[str] | None = Field(default=None, description="the entries that it may use; null for every one")
+    cron_quota: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    triggers_per_minute: int | None = Field(default=None, ge=0, le=2**31 - 1)
+
+
 class MigrationSettings(BaseSettings):
-    """Where PostgreSQL is, for the owner of the schema, and whom the owner lets in."""
+    """Where PostgreSQL is, for the owner of the schema, whom the owner lets in, and which organizations there are."""
 
     model_config = _CONFIG
 
@@ -61,6 +71,9 @@ class MigrationSettings(BaseSettings):
         default="cronplane_service",
         pattern="^[a-z_][a-z0-9_]{0,62}$",
         description="the role that API and runner use; made without a password if it is absent",
+    )
+    organizations: dict[str, DeclaredOrganization] = Field(
+        default={}, description="organizations that there have to be, by name, as a JSON object; no other is touched"
     )
 
 
