@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 from sqlalchemy import URL
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cronplane_cli.environment import read_settings
 from cronplane_cli.errors import CommandError
-from cronplane_core.database import DatabaseUnavailableError, autocommit, create_engine, parse_url, transaction
+from cronplane_core.database import connection_string, create_engine, parse_url, transaction
 from cronplane_core.log import configure_logging
 from cronplane_core.organization_repository import declare_organization
 from cronplane_core.settings import DeclaredOrganization, LogSettings, MigrationSettings
@@ -21,6 +21,7 @@ from cronplane_migrations.migrate import Migration, migrate
 
 # Seconds between two looks at whether the database is there.
 _PAUSE = 1.0
+_CONNECT_TIMEOUT = 5
 
 
 def run(*, wait: timedelta) -> Iterator[str]:
@@ -37,7 +38,7 @@ def run(*, wait: timedelta) -> Iterator[str]:
     load_entries()
     limits = _limits(settings.organizations)
     url = parse_url(settings.owner_database_url.get_secret_value())
-    asyncio.run(_wait_for_database(url, patience=wait))
+    _wait_for_database(url, patience=wait)
     migration = migrate(url, entries=[str(name) for name in CRON_REGISTRY], service_role=settings.service_role)
     yield _sentence(migration)
     yield from asyncio.run(_declare(url, limits))
@@ -73,24 +74,18 @@ def _limits(declared: Mapping[str, DeclaredOrganization]) -> dict[str, dict[str,
     return limits
 
 
-async def _wait_for_database(url: URL, *, patience: timedelta) -> None:
+def _wait_for_database(url: URL, *, patience: timedelta) -> None:
+    """Wait until the owner gets in; a role or a password that is refused may be made meanwhile, as a server is."""
     give_up = time.monotonic() + patience.total_seconds()
-    engine = create_engine(url, pool_size=1, application_name="cronplane-migrate")
-    try:
-        while not await _answers(engine, is_last=time.monotonic() >= give_up):
-            await asyncio.sleep(_PAUSE)
-    finally:
-        await engine.dispose()
-
-
-async def _answers(engine: AsyncEngine, *, is_last: bool) -> bool:
-    try:
-        async with autocommit(engine):
-            return True
-    except DatabaseUnavailableError as error:
-        if is_last:
-            raise CommandError(f"The database was waited for in vain: {error.__cause__}") from error
-        return False
+    while True:
+        try:
+            psycopg.connect(connection_string(url), connect_timeout=_CONNECT_TIMEOUT).close()
+        except psycopg.OperationalError as error:
+            if time.monotonic() >= give_up:
+                raise CommandError(f"The database does not let the owner in: {str(error).strip()}") from error
+            time.sleep(_PAUSE)
+        else:
+            return
 
 
 async def _declare(url: URL, limits: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -1,8 +1,8 @@
 """Which revision of the schema this version needs, and whether it may serve with the one that it finds.
 
-Revisions only ever add to what older code uses, until one says otherwise: it then writes into `schema_compatibility` the
-oldest revision whose code may still serve. So old and new replicas run beside each other while they roll, a rollback
-takes back code and never the schema, and code that is too old stays unready rather than guess.
+Revisions only ever add to what older code uses, until one says otherwise: it then writes into `schema_compatibility`
+the oldest revision whose code may still serve. So old and new replicas run beside each other while they roll, a
+rollback takes back code and never the schema, and code that is too old stays unready rather than guess.
 """
 
 from dataclasses import dataclass

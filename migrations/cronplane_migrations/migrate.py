@@ -1,8 +1,8 @@
 """Brings a database up to this version's schema, run by the role that owns it.
 
 It adds every registered entry to the enum and never removes one, and it lets the service's role in without giving it
-any table. It never downgrades: older code leaves a newer schema as it is if it may serve with it, and a mistake is mended
-by a newer revision.
+any table. It never downgrades: older code leaves a newer schema as it is, if it may serve with it, and a mistake is
+mended by a newer revision.
 """
 
 from collections.abc import Iterable

@@ -55,7 +55,7 @@ class Server:
         return process
 
     def check(self) -> subprocess.CompletedProcess[str]:
-        command = [COMMAND, "postgres", "--check"]
+        command = [str(COMMAND), "postgres", "--check"]
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
 
     def address(self, user: str, *, password: str | None = None, database: str = "cronplane") -> str:

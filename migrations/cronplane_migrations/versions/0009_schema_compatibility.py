@@ -1,6 +1,7 @@
 """Which code may serve with the schema: a revision that older code cannot live with says so here."""
 
 from alembic import op
+from sqlalchemy import text
 
 revision = "0009"
 down_revision = "0006"
@@ -17,12 +18,13 @@ STATEMENTS = (
     COMMENT ON COLUMN scheduler.schema_compatibility.oldest_code_revision
     IS 'code whose newest revision is older than this one must not serve'
     """,
-    # Code that is older than this table does not ask for it.
-    f"INSERT INTO scheduler.schema_compatibility (oldest_code_revision) VALUES ('{revision}')",
 )
+# Code that is older than the table does not ask it.
+OLDEST_CODE = text("INSERT INTO scheduler.schema_compatibility (oldest_code_revision) VALUES (:revision)")
 
 
 def upgrade() -> None:
     """Add the table with its one row."""
     for statement in STATEMENTS:
         op.execute(statement)
+    op.execute(OLDEST_CODE.bindparams(revision=revision))
