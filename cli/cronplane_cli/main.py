@@ -153,6 +153,27 @@ def postgres(
 
 
 @app.command()
+def credentials() -> None:
+    """Make the Secrets of an installation in a cluster, and add what they lack; nothing in them is ever changed."""
+    for sentence in _role("cronplane_cli.credentials_role", extra="operator").run():
+        typer.echo(sentence)
+
+
+@app.command()
+def selftest() -> None:
+    """Try an installation in a cluster: a cron is registered, run, looked at and removed."""
+    for sentence in _role("cronplane_cli.selftest_role", extra="operator").run():
+        typer.echo(sentence)
+
+
+@app.command()
+def uninstall() -> None:
+    """Remove from a cluster what a stopped installation has made there: mirrors, its Runner, Jobs of runs."""
+    removed = _role("cronplane_cli.uninstall_role", extra="operator").run()
+    typer.echo(f"Removed: {removed.mirrors} mirrors, {removed.jobs} Jobs, the Runner. Crons kept: {removed.kept}.")
+
+
+@app.command()
 def check(
     *, as_json: Annotated[bool, typer.Option("--json", help="A JSON object per line instead of a sentence.")] = False
 ) -> None:
