@@ -23,6 +23,14 @@ from cronplane_core.tables import SCHEMA
 
 # Any number will do, as long as it is the same for every version of Cronplane.
 _LOCK = 0x43524F4E
+# Rows of a backup may bear ids of transactions that the server they were restored to has not come to. A runner would
+# take them for changed at each look; the trigger on any update stamps them anew.
+_STAMP_RESTORED = text(
+    """
+    UPDATE scheduler.cron_jobs SET id = id
+    WHERE changed_by_transaction >= pg_snapshot_xmax(pg_current_snapshot())
+    """
+)
 
 
 class MigrationError(CronplaneError):
@@ -83,6 +91,7 @@ def _migrate(connection: Connection, *, entries: Iterable[str], service_role: st
     if before is not None and before not in _known_revisions(connection):
         return _leave_newer_schema(connection, revision=before, entries=entries)
     command.upgrade(alembic_config(connection), "head")
+    connection.execute(_STAMP_RESTORED)
     added = _add_entries(connection, entries)
     _admit_service_role(connection, service_role)
     return Migration(revision_before=before, revision=REVISION, added_entries=added)
