@@ -3,10 +3,12 @@
 from collections.abc import Iterable
 
 from sqlalchemy import text
+from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cronplane_core.schema_revision import Readiness, SchemaState, judge
 
+_INSUFFICIENT_PRIVILEGE = "42501"
 _TABLES = text(
     """
     SELECT to_regclass('scheduler.alembic_version') IS NOT NULL AS has_revision,
@@ -31,8 +33,19 @@ _MISSING = text(
 
 
 async def find_readiness(connection: AsyncConnection, *, entries: Iterable[str]) -> Readiness:
-    """Say what keeps this process from serving `entries`, if anything does, and what else is to be told."""
-    readiness = judge(await _read_state(connection))
+    """Say what keeps this process from serving `entries`, if anything does, and what else is to be told.
+
+    Where the role may read nothing, the transaction is of no more use.
+    """
+    try:
+        readiness = judge(await _read_state(connection))
+    except ProgrammingError as error:
+        if getattr(error.orig, "sqlstate", None) != _INSUFFICIENT_PRIVILEGE:
+            raise
+        return Readiness(
+            obstacle="This role may not use the schema: run `cronplane migrate` as its owner, "
+            "with CRONPLANE_SERVICE_ROLE set to this role"
+        )
     if readiness.obstacle is not None:
         return readiness
     missing = list(await connection.scalars(_MISSING, {"names": [str(name) for name in entries]}))
