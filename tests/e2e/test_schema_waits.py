@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -154,3 +155,15 @@ def test_a_password_is_not_in_what_a_migration_says() -> None:
     refused = migrate(url=f"postgresql://owner:{password}@127.0.0.1:{port}/cronplane")
     assert refused.returncode == 1
     assert password not in refused.stdout + refused.stderr
+
+
+def test_a_migration_that_waits_ends_when_it_is_told_to() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://owner@127.0.0.1:{silent.getsockname()[1]}/cronplane"
+        environment = {"PATH": os.defpath, "CRONPLANE_OWNER_DATABASE_URL": url}
+        waiting = subprocess.Popen([COMMAND, "migrate", "--wait", "600"], env=environment)
+        silent.settimeout(HANG_GUARD)
+        connection, _ = silent.accept()
+        with connection:
+            waiting.terminate()
+            assert waiting.wait(HANG_GUARD) == 128 + signal.SIGTERM
