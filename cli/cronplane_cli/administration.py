@@ -12,7 +12,7 @@ _TIMEOUT = 30.0
 
 
 class Administration:
-    """A client with the installation key, or an organization's admin key."""
+    """A client with the installation key, or a key of an organization."""
 
     def __init__(self, *, url: str, key: str, transport: httpx2.BaseTransport | None = None) -> None:
         headers = {"Authorization": f"Bearer {key}"}
@@ -52,6 +52,29 @@ class Administration:
     def revoke_key(self, *, organization_id: UUID, key_id: UUID) -> None:
         """Revoke a key."""
         self._call("DELETE", f"/organizations/{organization_id}/keys/{key_id}")
+
+    def register_cron(self, *, organization_id: UUID, cron: dict[str, Any]) -> dict[str, Any]:
+        """Register a cron."""
+        return self._call("POST", f"/crons/{organization_id}", body=cron)
+
+    def trigger_cron(self, *, organization_id: UUID, cron_id: UUID) -> dict[str, Any]:
+        """Run a cron now; gives the run."""
+        return self._call("POST", f"/crons/{organization_id}/{cron_id}/trigger")
+
+    def read_run(self, *, organization_id: UUID, cron_id: UUID, run_id: UUID) -> dict[str, Any]:
+        """Read a run."""
+        return self._call("GET", f"/crons/{organization_id}/{cron_id}/runs/{run_id}")
+
+    def delete_cron(self, *, organization_id: UUID, cron_id: UUID) -> None:
+        """Delete a cron."""
+        self._call("DELETE", f"/crons/{organization_id}/{cron_id}")
+
+    def is_ready(self) -> bool:
+        """Tell whether the API can serve."""
+        try:
+            return self._client.get("/readyz").is_success
+        except httpx2.HTTPError:
+            return False
 
     def _call(
         self, method: str, path: str, *, body: dict[str, Any] | None = None, query: dict[str, str] | None = None

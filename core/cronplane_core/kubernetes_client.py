@@ -86,6 +86,7 @@ CRONS = ResourceKind(group="crons.cronplane.dev", version="v1alpha1", plural="cr
 RUNNERS = ResourceKind(group="crons.cronplane.dev", version="v1alpha1", plural="runners")
 JOBS = ResourceKind(group="batch", version="v1", plural="jobs")
 PODS = ResourceKind(group="", version="v1", plural="pods")
+SECRETS = ResourceKind(group="", version="v1", plural="secrets")
 NAMESPACES = ResourceKind(group="", version="v1", plural="namespaces")
 RESOURCE_DEFINITIONS = ResourceKind(group="apiextensions.k8s.io", version="v1", plural="customresourcedefinitions")
 EVENTS = ResourceKind(group="", version="v1", plural="events")
