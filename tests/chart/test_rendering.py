@@ -451,11 +451,37 @@ def test_both_roles_are_scraped() -> None:
         assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
 
 
-def test_the_self_test_has_an_account_that_may_look_at_crons_and_no_more() -> None:
+def rights(made: Manifests, name: str) -> dict[tuple[str, str], list[str]]:
+    """Give what the Roles of a hook allow, by namespace and resource."""
+    return {
+        (role["metadata"]["namespace"], resource): rule["verbs"]
+        for role in made
+        if role["kind"] == "Role" and role["metadata"]["name"].startswith(f"{NAMESPACE}-{name}")
+        for rule in role["rules"]
+        for resource in rule["resources"]
+    }
+
+
+def test_accounts_of_hooks_may_do_what_they_need_and_no_more() -> None:
     made = render(EVERYTHING)
-    role = made.one("Role", f"{NAMESPACE}-{SELFTEST}", namespace="acme")
-    assert role["rules"] == [{"apiGroups": ["crons.cronplane.dev"], "resources": ["crons"], "verbs": ["get"]}]
-    told = variables(container(made, SELFTEST))
+    crons = {(place, "crons"): ["list", "delete"] for place in (NAMESPACE, "acme", "acme-batch", "umbrella")}
+    left = {(NAMESPACE, "runners"): ["delete"], ("runs", "jobs"): ["list", "delete"]}
+    assert rights(made, SELFTEST) == {("acme", "crons"): ["get"]}
+    assert rights(made, CREDENTIALS) == {(NAMESPACE, "secrets"): ["get", "create", "patch"]}
+    assert rights(made, UNINSTALL) == crons | left
+    assert made.names("ClusterRole") == [f"{NAMESPACE}-{API}", f"{NAMESPACE}-{OPERATOR}"]
+
+
+def test_each_account_has_its_own_rights() -> None:
+    for binding in render(EVERYTHING):
+        if binding["kind"] in {"RoleBinding", "ClusterRoleBinding"}:
+            [subject] = binding["subjects"]
+            assert subject["namespace"] == NAMESPACE
+            assert binding["roleRef"]["name"].startswith(f"{NAMESPACE}-{subject['name']}")
+
+
+def test_the_self_test_asks_the_api_as_it_is_installed() -> None:
+    told = variables(container(render(EVERYTHING), SELFTEST))
     assert told["CRONPLANE_SELFTEST_ORGANIZATION"] == "acme"
     assert told["CRONPLANE_URL"] == f"http://{API}.{NAMESPACE}.svc:80"
     assert told["CRONPLANE_ENTRY_DUMMY_PRINT_EXECUTION"] == "pod"
@@ -473,12 +499,6 @@ def test_what_is_left_is_removed_after_everything_else() -> None:
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "post-delete"
     told = variables(job["spec"]["template"]["spec"]["containers"][0])
     assert told["CRONPLANE_INSTALLATION"] == "production"
-    places = {
-        each["metadata"]["namespace"]
-        for each in made
-        if each["kind"] == "Role" and UNINSTALL in each["metadata"]["name"]
-    }
-    assert places == {NAMESPACE, "acme", "acme-batch", "umbrella", "runs"}
 
 
 def test_only_those_accounts_have_a_token_that_need_one() -> None:
