@@ -21,33 +21,16 @@ from typing import Any
 
 import pytest
 
+from tests.images import build_image
+from tests.kubectl import HANG_GUARD, Kubectl
+
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "cronplane"
-# Seconds; generous, since it only keeps a test from waiting forever.
-HANG_GUARD = 60
 RELEASE = "test"
 # API and operator are processes of the tests, not pods of the chart.
 ACCOUNTS_AND_DEFINITIONS = ["api-rights", "operator-rights", "run-account", "crds"]
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - pods come from elsewhere
-_KUBECTL = shutil.which("kubectl") or "kubectl"
 _HELM = shutil.which("helm") or "helm"
-
-
-class Kubectl:
-    """`kubectl` as the administrator."""
-
-    def __call__(self, *arguments: str, given: str | None = None) -> str:
-        done = subprocess.run([_KUBECTL, *arguments], input=given, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"kubectl {shlex.join(arguments)}: {done.stderr}"
-        return done.stdout
-
-    def read(self, *arguments: str) -> Any:
-        """Get objects as they are stored."""
-        return json.loads(self("get", *arguments, "--output=json"))
-
-    def wait(self, condition: str, *arguments: str) -> None:
-        """Wait until something is so, by the server's word."""
-        self("wait", f"--for={condition}", f"--timeout={HANG_GUARD}s", *arguments)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,16 +159,7 @@ def start_operator(installation: Installation, organization: Any, start_process:
 @pytest.fixture(scope="session")
 def image() -> str:
     """Build the image of every role and bring it into the cluster."""
-    command = os.environ.get("CRONPLANE_TEST_IMAGE_COMMAND")
-    if not command:
-        pytest.skip("CRONPLANE_TEST_IMAGE_COMMAND is not set, so that there is no image for pods")
-    tag = "localhost/cronplane:test"
-    subprocess.run(
-        [*shlex.split(command), tag, "-f", str(ROOT / "deploy" / "Dockerfile"), str(ROOT)],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    return tag
+    return build_image("localhost/cronplane:test")
 
 
 @pytest.fixture
@@ -237,5 +211,5 @@ def program() -> Callable[[str, str], None]:
 def _wait_until_it_answers() -> None:
     """Ask the API server until it says that it is ready."""
     give_up = time.monotonic() + HANG_GUARD
-    while subprocess.run([_KUBECTL, "get", "--raw", "/readyz"], capture_output=True, check=False).returncode:
+    while subprocess.run(Kubectl().command("get", "--raw", "/readyz"), capture_output=True, check=False).returncode:
         assert time.monotonic() < give_up, "the API server does not answer"
