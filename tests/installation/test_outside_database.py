@@ -35,7 +35,9 @@ def server(host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
         "CRONPLANE_POSTGRES_SERVICE_PASSWORD": service_password,
         "CRONPLANE_POSTGRES_OWNER_PASSWORD": owner_password,
     }
-    with subprocess.Popen([COMMAND, "postgres"], env=settings, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        [COMMAND, "postgres"], env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as server:
         assert server.stdout is not None
         assert any("PostgreSQL serves" in line for line in server.stdout), "PostgreSQL did not start"
         yield {
