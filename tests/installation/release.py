@@ -52,8 +52,8 @@ class Release:
         self._helm("rollback", self.name, *_WAITING)
 
     def test(self) -> str:
-        """Run `helm test`; gives what the test said."""
-        return self._helm("test", self.name, "--logs", "--timeout", f"{PATIENCE}s")
+        """Run `helm test`; gives what helm and the test said."""
+        return self._helm("test", self.name, "--timeout", f"{PATIENCE}s")
 
     def uninstall(self) -> None:
         """Uninstall it."""

@@ -83,7 +83,7 @@ def test_a_cron_applied_as_the_notes_say_fires_in_a_pod(notes: str, release: Rel
     shell(command(notes, "echo"))
     release.kubectl.wait("condition=Ready", "cron/hello")
     release.kubectl.wait("jsonpath={.status.last_result}=completed", "cron/hello")
-    [run] = release.kubectl.read("cron/hello")["status"]["runs"]
+    [run, *_] = release.kubectl.read("cron/hello")["status"]["runs"]
     namespace, _, job = run["job"].partition("/")
     assert namespace == release.namespace
     assert "Hello" in release.kubectl("logs", f"job/{job}")
@@ -101,7 +101,7 @@ def test_a_cron_of_the_api_is_seen_with_kubectl_and_ends_in_a_pod(
     path = register(api, organization_id, "dummy_print", {"message": "over REST"}, name="over-rest")
     triggered = api.post(f"{path}/trigger")
     run = api.ended_run(f"{path}/runs/{triggered['id']}")
-    assert (run["status"], run["kind"]) == ("completed", "manual")
+    assert (run["status"], run["trigger_kind"]) == ("completed", "manual")
     release.kubectl.wait("jsonpath={.status.last_result}=completed", "cron/over-rest")
     assert "over-rest" in release.kubectl("get", "crons")
     assert "payload" not in release.kubectl.read("cron/over-rest")["spec"]
@@ -253,6 +253,7 @@ def test_what_people_applied_and_the_data_outlive_the_installation(
     applied = {"daily-report", "heartbeat", "hello", "month-end"}
     claims = names(release, "persistentvolumeclaims")
     release.uninstall()
+    release.kubectl.wait("delete", "pods", "--all")
     assert names(release, "crons") == applied
     assert names(release, "persistentvolumeclaims") == claims
     assert names(release, "secrets") >= {"cronplane-database", "cronplane-installation"}
