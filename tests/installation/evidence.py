@@ -34,10 +34,10 @@ def keep(directory: Path, *, namespaces: Iterable[str]) -> None:
 
 
 def _write(file: Path, command: list[str]) -> None:
-    file.write_text(_said(command), encoding="utf-8")
+    if said := _said(command):
+        file.write_text(said, encoding="utf-8")
 
 
 def _said(command: list[str]) -> str:
-    """Give what a command says; that it cannot, is worth to be kept, too."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    return done.stdout
+    """Give what there is to see, as far as it is still there."""
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout

@@ -41,7 +41,7 @@ class Release:
     def install(self, values: Mapping[str, Any] | None = None) -> str:
         """Install the chart; gives its notes."""
         said = self._helm("install", self.name, str(CHART), *_WAITING, values=values or {})
-        return said.partition("NOTES:\n")[2]
+        return said.stdout.partition("NOTES:\n")[2]
 
     def upgrade(self, values: Mapping[str, Any]) -> None:
         """Upgrade to exactly these values."""
@@ -52,8 +52,8 @@ class Release:
         self._helm("rollback", self.name, *_WAITING)
 
     def test(self) -> str:
-        """Run `helm test`; gives what helm and the test said."""
-        return self._helm("test", self.name, "--timeout", f"{PATIENCE}s")
+        """Run `helm test`; gives what the test said, which helm passes on as messages of its own."""
+        return self._helm("test", self.name, "--timeout", f"{PATIENCE}s").stderr
 
     def uninstall(self) -> None:
         """Uninstall it."""
@@ -92,7 +92,9 @@ class Release:
         while (left := self.sql(_UNDER_WAY)) != [["0"]]:
             assert time.monotonic() < give_up, f"runs are still under way: {left}"
 
-    def _helm(self, command: str, *arguments: str, values: Mapping[str, Any] | None = None) -> str:
+    def _helm(
+        self, command: str, *arguments: str, values: Mapping[str, Any] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         given = [] if values is None else ["--values", "-"]
         done = subprocess.run(
             [shutil.which("helm") or "helm", command, *arguments, "--namespace", self.namespace, *given],
@@ -103,4 +105,4 @@ class Release:
         )
         if done.returncode:
             raise HelmError(f"helm {command} {shlex.join(arguments)}: {done.stderr}\n{done.stdout}")
-        return done.stdout
+        return done
