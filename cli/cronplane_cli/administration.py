@@ -53,6 +53,11 @@ class Administration:
         """Revoke a key."""
         self._call("DELETE", f"/organizations/{organization_id}/keys/{key_id}")
 
+    def list_entrypoints(self) -> list[dict[str, Any]]:
+        """List the entries that the key's organization may use, with where each runs."""
+        entries: list[dict[str, Any]] = self._call("GET", "/entrypoints")["items"]
+        return entries
+
     def register_cron(self, *, organization_id: UUID, cron: dict[str, Any]) -> dict[str, Any]:
         """Register a cron."""
         return self._call("POST", f"/crons/{organization_id}", body=cron)
@@ -72,9 +77,10 @@ class Administration:
     def is_ready(self) -> bool:
         """Tell whether the API can serve."""
         try:
-            return self._client.get("/readyz").is_success
-        except httpx2.HTTPError:
+            self._call("GET", "/readyz")
+        except CommandError:
             return False
+        return True
 
     def _call(
         self, method: str, path: str, *, body: dict[str, Any] | None = None, query: dict[str, str] | None = None
