@@ -214,8 +214,9 @@ def _image_container(container: PodContainer, *, told: PendingAttempt, profile: 
         "CRONPLANE_ATTEMPT": str(told.number),
         "CRONPLANE_SCHEDULED_FOR": told.scheduled_for.isoformat(),
     }
-    theirs = [(name, value) for name, value in container.env if name not in profile.environment]
-    variables = [*ours.items(), *profile.environment.items(), *theirs]
+    # First ours, so that the others may refer to them; and of a name that is there twice, the administrator's.
+    known = {**ours, **profile.environment, **ours}
+    variables = [*known.items(), *((name, value) for name, value in container.env if name not in known)]
     return {
         "name": CONTAINER,
         "image": container.image,

@@ -69,10 +69,10 @@ class PodAttemptRecord:
         try:
             async with transaction(self._term.engine) as connection:
                 started = await self._start(connection, attempt)
-                failpoints.reach(Failpoint.START_COMMIT)
+                failpoints.reach(Failpoint.JOB_START_COMMIT)
         except _PayloadChangedError:
             return None
-        failpoints.reach(Failpoint.START_COMMITTED)
+        failpoints.reach(Failpoint.JOB_START_COMMITTED)
         self._term.recorder.started(started)
         return started[0] if started else None
 

@@ -146,7 +146,8 @@ def test_no_token_and_nothing_of_ours_is_in_a_containers_pod() -> None:
 
 
 def test_a_container_is_as_it_was_asked_for_with_our_variables_first_and_the_administrators_above_its_own() -> None:
-    pod = made_for(CONTAINER, PodProfile(environment={"PROXY": "ours"}))["spec"]["template"]["spec"]
+    profile = PodProfile(environment={"PROXY": "ours", "CRONPLANE_ATTEMPT": "3"})
+    pod = made_for(CONTAINER, profile)["spec"]["template"]["spec"]
     [container] = pod["containers"]
     assert (container["image"], container["args"]) == (CONTAINER.image, ["--run", "$(CRONPLANE_RUN_ID)"])
     assert "command" not in container
