@@ -35,6 +35,7 @@ from cronplane_operator.job_manifest import (
     ATTEMPT_LABEL,
     CONTAINER,
     INSTALLATION_LABEL,
+    KEPT,
     RUN_LABEL,
     SETTLED_LABEL,
     JobPlace,
@@ -265,7 +266,7 @@ class JobObserver:
 
     async def _mark(self, known: UnsettledJob) -> None:
         """Have a settled Job listed no more; Kubernetes deletes it after its time."""
-        patch = {"metadata": {"labels": {SETTLED_LABEL: "true"}}}
+        patch = {"metadata": {"labels": {SETTLED_LABEL: "true"}}, "spec": {"ttlSecondsAfterFinished": KEPT}}
         with suppress(ResourceNotFoundError):
             await self._client.patch(JOBS, patch, name=known.job.name, namespace=known.job.namespace)
 
