@@ -1,12 +1,14 @@
 """What entries say of attempts whose body is a container of its own: which one it is, or why there is to be none.
 
-An entry's functions are called here in the leader itself, since no process of ours is in such a pod: in a thread, and
-for so long at most. What they raise ends the attempt as it would have in a worker.
+An entry's functions are called here in the leader itself, since no process of ours is in such a pod: in a thread, which is
+left alone if it takes too long. What they raise ends the attempt as it would have in a worker.
 """
 
 import asyncio
 import logging
+import threading
 from collections.abc import Awaitable
+from concurrent.futures import Future
 from typing import NamedTuple
 
 from cronplane_core.attempt_job_repository import PendingAttempt
@@ -57,13 +59,27 @@ class ImageEntries:
         """Give the container that is an attempt's body, by the payload and the settings as they are now."""
         try:
             async with asyncio.timeout(VALIDATOR_SECONDS):
-                return await asyncio.to_thread(self._make, attempt)
+                return await asyncio.wrap_future(self._making(attempt))
         except PayloadInvalidError as error:
             what = "The entry does not accept the stored payload; change the cron's payload."
             return _refused("PayloadInvalid", what, error, may_retry=False)
-        except Exception as error:  # noqa: BLE001 - an entry may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - an entry may raise anything
             what = "The entry's validator refused to run."
             return _refused("ValidatorFailed", what, error, may_retry=not isinstance(error, PermanentError))
+
+    def _making(self, attempt: PendingAttempt) -> Future[PodContainer]:
+        """Begin to make a container, in a thread that nobody has to wait for, also not the end of the process."""
+        made: Future[PodContainer] = Future()
+        made.set_running_or_notify_cancel()
+
+        def make() -> None:
+            try:
+                made.set_result(self._make(attempt))
+            except BaseException as error:  # noqa: BLE001 - whoever waits is told of all
+                made.set_exception(error)
+
+        threading.Thread(target=make, name="image-entry", daemon=True).start()
+        return made
 
     def _make(self, attempt: PendingAttempt) -> PodContainer:
         spec = self._registry[CronEntrypoint(attempt.entrypoint)]
@@ -86,7 +102,7 @@ class ImageEntries:
         )
 
 
-def _refused(reason: str, message: str, error: Exception, *, may_retry: bool) -> RefusedBody:
+def _refused(reason: str, message: str, error: BaseException, *, may_retry: bool) -> RefusedBody:
     kind = type(error)
     record = ErrorRecord(
         type=f"{kind.__module__}.{kind.__qualname__}",

@@ -1,6 +1,8 @@
-"""Containers over REST: what an organization may register, and what becomes of a run where there is no cluster."""
+"""Containers without a cluster: what an organization may register, what becomes of a run, and how one is let in."""
 
+import asyncio
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -9,10 +11,15 @@ import httpx2
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from cronplane_core import lease as leases
 from cronplane_core import run_transitions
 from cronplane_core.database import transaction
 from cronplane_core.run_repository import insert_manual_run
 from cronplane_core.tables import Execution
+from cronplane_operator.database_clock import DatabaseClock
+from cronplane_operator.leader_extension import ChangeSignal, TermContext
+from cronplane_operator.pod_attempt_record import PodAttemptRecord
+from cronplane_operator.run_recorder import RunRecorder
 
 NOON = datetime(2026, 6, 1, 12, 0, 0, tzinfo=UTC)
 IMAGE = "registry.example/team/report:1"
@@ -120,3 +127,64 @@ async def test_an_attempt_that_is_observed_needs_no_heartbeat_until_its_deadline
 
     assert await overdue(timedelta(minutes=10, seconds=19)) == 0
     assert await overdue(timedelta(minutes=10, seconds=20)) == 1
+
+
+@pytest.fixture
+async def record(engine: AsyncEngine, database: Any) -> PodAttemptRecord:
+    """The record of a leader, at noon."""
+    database.set_clock(NOON, speed=0)
+    async with transaction(engine) as connection:
+        lease = await leases.acquire(connection, holder="test", duration=timedelta(hours=1))
+    assert lease is not None
+    clock = DatabaseClock()
+    await clock.measure(engine)
+    term = TermContext(
+        engine=engine,
+        lease=lease,
+        recorder=RunRecorder(),
+        clock=clock,
+        crons_changed=ChangeSignal(),
+        runs_changed=ChangeSignal(),
+    )
+    return PodAttemptRecord(term)
+
+
+@pytest.fixture
+def queue(add_cron: Any, engine: AsyncEngine) -> Callable[[], Any]:
+    """Queue a run of a container by hand."""
+
+    async def queue() -> UUID:
+        cron = await add_cron(enabled=False, entrypoint="container", payload={"container": {"image": IMAGE}})
+        async with transaction(engine) as connection:
+            run = await insert_manual_run(connection, cron=cron, created_by="test", execution_payload=None)
+        return run.id
+
+    return queue
+
+
+async def test_an_attempt_is_let_in_once_however_many_ask(record: PodAttemptRecord, queue: Any) -> None:
+    attempt = await record.read_pending(await queue(), 1)
+    assert attempt is not None
+    started = await asyncio.gather(*(record.begin(attempt) for _ in range(5)))
+    assert sum(each is not None for each in started) == 1
+
+
+@pytest.mark.parametrize("change", ["payload", "entry"])
+async def test_what_was_changed_since_it_was_looked_at_is_not_let_in(
+    record: PodAttemptRecord, queue: Any, database: Any, change: str
+) -> None:
+    run_id = await queue()
+    attempt = await record.read_pending(run_id, 1)
+    assert attempt is not None
+    changes = {"payload": "execution_payload = '{}'", "entry": "entrypoint = 'dummy_print'"}
+    database.execute(f"UPDATE scheduler.cron_jobs SET {changes[change]}")
+    assert await record.begin(attempt) is None
+    assert database.execute("SELECT status, attempts FROM scheduler.cron_runs") == [("queued", 0)]
+    assert database.execute("SELECT count(*) FROM scheduler.cron_attempts") == [(0,)]
+
+
+async def test_an_attempt_that_is_not_to_begin_is_not_read(record: PodAttemptRecord, queue: Any, database: Any) -> None:
+    run_id = await queue()
+    assert await record.read_pending(run_id, 2) is None
+    database.execute("UPDATE scheduler.cron_runs SET status = 'cancelled', finished_at = scheduler.now()")
+    assert await record.read_pending(run_id, 1) is None
