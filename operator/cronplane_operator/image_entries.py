@@ -1,7 +1,7 @@
 """What entries say of attempts whose body is a container of its own: which one it is, or why there is to be none.
 
-An entry's functions are called here in the leader itself, since no process of ours is in such a pod: in a thread, which is
-left alone if it takes too long. What they raise ends the attempt as it would have in a worker.
+An entry's functions are called here in the leader itself, since no process of ours is in such a pod: in a thread, which
+is left alone if it takes too long. What they raise ends the attempt as it would have in a worker.
 """
 
 import asyncio
