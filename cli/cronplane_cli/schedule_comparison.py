@@ -101,7 +101,7 @@ def _ways_to_write(theirs: WallClockSchedule) -> dict[str, Schedule]:
 
 
 def _times(reading: FieldReading, count_of_all: int) -> str:
-    """Write a field of times, with a star where that can be: such schedules follow the clock, as those of Kubernetes do."""
+    """Write a field of times, with a star where that can be, since such schedules follow the clock as Kubernetes does."""
     for step in range(2, count_of_all // 2 + 1):
         if reading.values == set(range(0, count_of_all, step)):
             return f"*/{step}"

@@ -1,0 +1,162 @@
+"""What a CronJob has and a cron has not, field by field: whether that changes what the job does, and who can help.
+
+Whatever is not named here is a loss: a field of a newer Kubernetes is told and not overlooked. Fields that have the
+value which Kubernetes itself gives them are no remark. Only names are said, never a value.
+"""
+
+import enum
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from cronplane_cli.cronjob import Body, CronJob
+
+
+class Effect(enum.StrEnum):
+    """What a remark means for the job."""
+
+    LOST = "lost"
+    NOTED = "noted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remark:
+    """Something to know of one field; what is `lost` changes what the job does."""
+
+    path: str
+    effect: Effect
+    message: str
+
+    def is_within(self, path: str) -> bool:
+        """Whether it is about that field or one inside it."""
+        return self.path == path or self.path.startswith((f"{path}.", f"{path}["))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rule:
+    message: str
+    effect: Effect = Effect.LOST
+    default: object = None
+
+
+_PROFILE = "the administrator can set `{}` in the pod profile of the entry, for all of its runs"
+_NOTHING: tuple[object, ...] = (None, {}, [], "")
+
+
+def _noted(message: str, *, default: object = None) -> _Rule:
+    return _Rule(message=message, effect=Effect.NOTED, default=default)
+
+
+def _silent(default: object) -> _Rule:
+    return _Rule(message="a run has only what Kubernetes sets by itself here", default=default)
+
+
+def _profile(name: str) -> _Rule:
+    return _Rule(message=_PROFILE.format(name))
+
+
+_HISTORY = "runs are kept in the table, however many"
+_CRONJOB_SPEC = {
+    "successfulJobsHistoryLimit": _noted(_HISTORY, default=3),
+    "failedJobsHistoryLimit": _noted(_HISTORY, default=1),
+}
+_ONE_POD = "a run is one pod at a time"
+_JOB_SPEC = {
+    "parallelism": _Rule(message=_ONE_POD, default=1),
+    "completions": _Rule(message=_ONE_POD, default=1),
+    "completionMode": _Rule(message=_ONE_POD, default="NonIndexed"),
+    "podFailurePolicy": _Rule(message="every failure is tried again until no attempt is left"),
+    "ttlSecondsAfterFinished": _noted("Jobs are deleted ten minutes after their end; the run and its log are kept"),
+    "podReplacementPolicy": _noted("a pod is replaced when it has ended, not before", default="TerminatingOrFailed"),
+    "managedBy": _Rule(
+        message="another controller runs these Jobs", default="kubernetes.io/job-controller"
+    ),
+    "suspend": _Rule(message="Jobs that somebody has to start by hand are not made"),
+}
+_POD_SPEC = {
+    "initContainers": _Rule(message="a run is one container; what they do has to go into its image or command"),
+    "volumes": _Rule(
+        message="there are no volumes; the administrator can mount Secrets by `secret_files` in the pod profile"
+    ),
+    "serviceAccountName": _Rule(
+        message="the container has no service-account token, so that it can do nothing in the cluster",
+        default="default",
+    ),
+    "serviceAccount": _silent("default"),
+    "automountServiceAccountToken": _Rule(message="the container has no service-account token"),
+    "nodeSelector": _profile("node_selector"),
+    "tolerations": _profile("tolerations"),
+    "imagePullSecrets": _profile("image_pull_secrets"),
+    "runtimeClassName": _profile("runtime_class"),
+    "priorityClassName": _profile("priority_class"),
+    "priority": _noted("it follows from the priority class"),
+    "preemptionPolicy": _noted("it follows from the priority class", default="PreemptLowerPriority"),
+    "securityContext": _Rule(message="a run has the restricted security context that every run has"),
+    "dnsPolicy": _silent("ClusterFirst"),
+    "schedulerName": _silent("default-scheduler"),
+    "terminationGracePeriodSeconds": _noted("a run has the time to clean up that every run has", default=30),
+    "enableServiceLinks": _silent(default=True),
+}
+_CONTAINER = {
+    "envFrom": _Rule(message="values come from the payload only; " + _PROFILE.format("environment_secrets")),
+    "volumeMounts": _Rule(message="there are no volumes; see spec.volumes of the pod"),
+    "ports": _noted("nothing is asked of a run over a port"),
+    "terminationMessagePath": _silent("/dev/termination-log"),
+    "terminationMessagePolicy": _silent("File"),
+    "readinessProbe": _noted("nobody asks whether a run is ready"),
+    "securityContext": _Rule(message="a run has the restricted security context that every run has"),
+    "stdin": _noted("nobody writes to a run"),
+    "stdinOnce": _noted("nobody writes to a run"),
+    "tty": _noted("a run has no terminal"),
+}
+_VARIABLE = {
+    "valueFrom": _Rule(
+        message="a variable has a plain value; " + _PROFILE.format("environment_secrets"),
+    ),
+}
+_TEMPLATE = {
+    "labels": _noted("they are not set; what selects pods by them, such as a NetworkPolicy, does not find these"),
+    "annotations": _noted("they are not set; what reads them, such as a mesh or a log collector, does not find them"),
+}
+JOB = "spec.jobTemplate.spec"
+POD = f"{JOB}.template.spec"
+CONTAINER = f"{POD}.containers[0]"
+_RESOURCES = ("cpu", "memory", "ephemeral-storage")
+
+
+def remainder_of(cronjob: CronJob) -> Iterator[Remark]:
+    """Say what does not go over of the fields that a cron has not."""
+    job = cronjob.spec.job_template
+    pod = job.spec.template.spec
+    yield from _remarks("spec", cronjob.spec.remainder, _CRONJOB_SPEC)
+    yield from _remarks("spec.jobTemplate.metadata", job.metadata, _TEMPLATE)
+    yield from _remarks(JOB, job.spec.remainder, _JOB_SPEC)
+    yield from _remarks(f"{JOB}.template.metadata", job.spec.template.metadata, _TEMPLATE)
+    yield from _remarks(POD, pod.remainder, _POD_SPEC)
+    if len(pod.containers) > 1:
+        message = f"a run is one container, and here are {len(pod.containers)}; only the first would run"
+        yield Remark(path=f"{POD}.containers", effect=Effect.LOST, message=message)
+    yield from _of_container(cronjob)
+
+
+def _of_container(cronjob: CronJob) -> Iterator[Remark]:
+    container = cronjob.spec.job_template.spec.template.spec.containers[0]
+    yield from _remarks(CONTAINER, container.remainder, _CONTAINER)
+    for variable in container.env or []:
+        yield from _remarks(f"{CONTAINER}.env[{variable.name}]", variable.remainder, _VARIABLE)
+    resources = container.resources
+    if resources is None:
+        return
+    yield from _remarks(f"{CONTAINER}.resources", resources.remainder, {})
+    for kind, amounts in (("requests", resources.requests), ("limits", resources.limits)):
+        for name in sorted(set(amounts or {}) - set(_RESOURCES)):
+            message = f"a run can ask for {', '.join(_RESOURCES)} only"
+            yield Remark(path=f"{CONTAINER}.resources.{kind}[{name}]", effect=Effect.LOST, message=message)
+
+
+def _remarks(path: str, fields: Body | None, rules: Mapping[str, _Rule]) -> Iterator[Remark]:
+    for name, value in (fields or {}).items():
+        rule = rules.get(name, _Rule(message="a cron has nothing like it"))
+        # 0 equals False, and says something where False does not.
+        if value is False or value in _NOTHING or (value == rule.default and value is not True) or value is rule.default:
+            continue
+        yield Remark(path=f"{path}.{name}", effect=rule.effect, message=rule.message)
