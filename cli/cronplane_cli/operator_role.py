@@ -2,16 +2,19 @@
 
 import asyncio
 import os
+from collections.abc import Mapping
 
 from cronplane_cli.environment import read_settings
+from cronplane_cli.errors import CommandError
 from cronplane_cli.runner_role import collect_garbage_rarely, run_until_signalled
 from cronplane_core.kubernetes_client import KubernetesClient
 from cronplane_core.log import configure_logging
-from cronplane_core.settings import KubernetesSettings, LogSettings, PodSettings, RunnerSettings
+from cronplane_core.settings import KubernetesSettings, LogSettings, PodProfile, PodSettings, RunnerSettings
 from cronplane_entries.core import ExecutionMode
-from cronplane_entries.entry_settings import read_execution_modes
+from cronplane_entries.entry_settings import EntrySettings, read_entry_settings, read_execution_modes
 from cronplane_entries.registry import CRON_REGISTRY, CronEntrypoint, load_entries
 from cronplane_operator.cron_mirror import CronMirror
+from cronplane_operator.image_entries import ImageEntries
 from cronplane_operator.job_launcher import LaunchState
 from cronplane_operator.job_manifest import JobPlace
 from cronplane_operator.kopf_watch import KopfWatch
@@ -36,6 +39,8 @@ def serve() -> None:
 
 
 async def _serve(settings: RunnerSettings, cluster: KubernetesSettings, pods: PodSettings) -> None:
+    entry_settings = read_entry_settings(os.environ, CRON_REGISTRY)
+    profiles = _pod_profiles(pods, entry_settings)
     async with KubernetesClient.connected(kubeconfig=cluster.kubeconfig) as client:
         mirror = CronMirror(settings=cluster, client=client)
         launches = LaunchState()
@@ -50,10 +55,16 @@ async def _serve(settings: RunnerSettings, cluster: KubernetesSettings, pods: Po
 
         extensions: list[LeaderExtension] = [mirror, resource]
         watched, on_job = {*mirror.namespaces}, None
-        if pods.run_image is not None:
+        if profiles:
             run_namespace = pods.run_namespace or cluster.release_namespace
-            place = JobPlace(installation=cluster.installation, namespace=run_namespace)
-            in_pods = PodExtension(client=client, settings=pods, place=place, profiles=_pod_profiles(), state=launches)
+            in_pods = PodExtension(
+                client=client,
+                settings=pods,
+                place=JobPlace(installation=cluster.installation, namespace=run_namespace),
+                profiles=profiles,
+                images=ImageEntries(registry=CRON_REGISTRY, settings=entry_settings),
+                state=launches,
+            )
             extensions.append(in_pods)
             watched, on_job = watched | {run_namespace}, in_pods.job_seen
         watch = KopfWatch(
@@ -63,7 +74,9 @@ async def _serve(settings: RunnerSettings, cluster: KubernetesSettings, pods: Po
             on_job=on_job,
             on_ended=lambda reason: recorder.watch_ended(reason=reason),
         )
-        runner = Runner(settings=settings, registry=CRON_REGISTRY, recorder=recorder, extensions=extensions)
+        runner = Runner(
+            settings=settings, registry=CRON_REGISTRY, recorder=recorder, extensions=extensions, in_pods=profiles
+        )
         watch.start()
         try:
             await run_until_signalled(runner, settings=settings, recorder=recorder)
@@ -71,11 +84,25 @@ async def _serve(settings: RunnerSettings, cluster: KubernetesSettings, pods: Po
             await watch.stop()
 
 
-def _pod_profiles() -> dict[str, str]:
-    """Name the profile of each entry that runs in pods."""
-    modes = read_execution_modes(os.environ, CRON_REGISTRY)
-    return {
-        name: CRON_REGISTRY[CronEntrypoint(name)].pod_profile
-        for name, mode in modes.items()
-        if mode is ExecutionMode.POD
-    }
+def _pod_profiles(pods: PodSettings, settings: EntrySettings) -> dict[str, str]:
+    """Name the profile of each entry that runs in pods: with our image, or as containers if it was set up for that."""
+    found: dict[str, str] = {}
+    for name, mode in read_execution_modes(os.environ, CRON_REGISTRY).items():
+        spec = CRON_REGISTRY[CronEntrypoint(name)]
+        if mode is not ExecutionMode.POD:
+            continue
+        if spec.container is not None and settings.get(name):
+            _check_profile_of_containers(spec.pod_profile, pods.pod_profiles)
+            found[name] = spec.pod_profile
+        elif spec.container is None and pods.run_image is not None:
+            found[name] = spec.pod_profile
+    return found
+
+
+def _check_profile_of_containers(name: str, profiles: Mapping[str, PodProfile]) -> None:
+    profile = profiles.get(name, PodProfile())
+    if profile.image or profile.requests or profile.limits:
+        raise CommandError(
+            f"The profile {name!r} in CRONPLANE_POD_PROFILES is one of containers, and sets image, requests or limits: "
+            "image and resources of those come from the payload, as CRONPLANE_ENTRY_… settings allow"
+        )
