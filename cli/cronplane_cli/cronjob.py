@@ -62,6 +62,7 @@ class Container(_Part):
     args: list[str] | None = None
     env: list[Variable] | None = None
     resources: Resources | None = None
+    security_context: Body | None = None
 
 
 class PodSpec(_Part):
@@ -70,6 +71,7 @@ class PodSpec(_Part):
     containers: list[Container] = Field(min_length=1)
     restart_policy: Literal["Never", "OnFailure"]
     active_deadline_seconds: int | None = None
+    security_context: Body | None = None
 
 
 class PodTemplate(_Part):

@@ -8,7 +8,8 @@ import enum
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from cronplane_cli.cronjob import Body, CronJob
+from cronplane_cli.cronjob import Body, CronJob, PodSpec, Resources
+from cronplane_entries.resource_quantities import RESOURCES
 
 
 class Effect(enum.StrEnum):
@@ -39,7 +40,6 @@ class _Rule:
 
 
 _PROFILE = "the administrator can set `{}` in the pod profile of the entry, for all of its runs"
-_NOTHING: tuple[object, ...] = (None, {}, [], "")
 
 
 def _noted(message: str, *, default: object = None) -> _Rule:
@@ -67,9 +67,7 @@ _JOB_SPEC = {
     "podFailurePolicy": _Rule(message="every failure is tried again until no attempt is left"),
     "ttlSecondsAfterFinished": _noted("Jobs are deleted ten minutes after their end; the run and its log are kept"),
     "podReplacementPolicy": _noted("a pod is replaced when it has ended, not before", default="TerminatingOrFailed"),
-    "managedBy": _Rule(
-        message="another controller runs these Jobs", default="kubernetes.io/job-controller"
-    ),
+    "managedBy": _Rule(message="another controller runs these Jobs", default="kubernetes.io/job-controller"),
     "suspend": _Rule(message="Jobs that somebody has to start by hand are not made"),
 }
 _POD_SPEC = {
@@ -90,7 +88,6 @@ _POD_SPEC = {
     "priorityClassName": _profile("priority_class"),
     "priority": _noted("it follows from the priority class"),
     "preemptionPolicy": _noted("it follows from the priority class", default="PreemptLowerPriority"),
-    "securityContext": _Rule(message="a run has the restricted security context that every run has"),
     "dnsPolicy": _silent("ClusterFirst"),
     "schedulerName": _silent("default-scheduler"),
     "terminationGracePeriodSeconds": _noted("a run has the time to clean up that every run has", default=30),
@@ -103,7 +100,6 @@ _CONTAINER = {
     "terminationMessagePath": _silent("/dev/termination-log"),
     "terminationMessagePolicy": _silent("File"),
     "readinessProbe": _noted("nobody asks whether a run is ready"),
-    "securityContext": _Rule(message="a run has the restricted security context that every run has"),
     "stdin": _noted("nobody writes to a run"),
     "stdinOnce": _noted("nobody writes to a run"),
     "tty": _noted("a run has no terminal"),
@@ -113,6 +109,19 @@ _VARIABLE = {
         message="a variable has a plain value; " + _PROFILE.format("environment_secrets"),
     ),
 }
+# What every run has is no remark, nor is a `false`: less is allowed to no one.
+_SECURITY = {
+    "runAsNonRoot": _silent(default=True),
+    "allowPrivilegeEscalation": _Rule(message="a run cannot get more rights than it began with"),
+    "capabilities": _Rule(message="a run has no capabilities", default={"drop": ["ALL"]}),
+    "seccompProfile": _Rule(
+        message="a run has the profile of its container runtime", default={"type": "RuntimeDefault"}
+    ),
+    "readOnlyRootFilesystem": _noted("a run may write to its own file system"),
+    "runAsUser": _profile("run_as_user"),
+    "runAsGroup": _profile("run_as_user"),
+    "fsGroup": _profile("run_as_user"),
+}
 _TEMPLATE = {
     "labels": _noted("they are not set; what selects pods by them, such as a NetworkPolicy, does not find these"),
     "annotations": _noted("they are not set; what reads them, such as a mesh or a log collector, does not find them"),
@@ -120,43 +129,62 @@ _TEMPLATE = {
 JOB = "spec.jobTemplate.spec"
 POD = f"{JOB}.template.spec"
 CONTAINER = f"{POD}.containers[0]"
-_RESOURCES = ("cpu", "memory", "ephemeral-storage")
 
 
 def remainder_of(cronjob: CronJob) -> Iterator[Remark]:
     """Say what does not go over of the fields that a cron has not."""
     job = cronjob.spec.job_template
-    pod = job.spec.template.spec
     yield from _remarks("spec", cronjob.spec.remainder, _CRONJOB_SPEC)
     yield from _remarks("spec.jobTemplate.metadata", job.metadata, _TEMPLATE)
     yield from _remarks(JOB, job.spec.remainder, _JOB_SPEC)
     yield from _remarks(f"{JOB}.template.metadata", job.spec.template.metadata, _TEMPLATE)
+    yield from _of_pod(job.spec.template.spec)
+
+
+def _of_pod(pod: PodSpec) -> Iterator[Remark]:
+    container = pod.containers[0]
     yield from _remarks(POD, pod.remainder, _POD_SPEC)
     if len(pod.containers) > 1:
         message = f"a run is one container, and here are {len(pod.containers)}; only the first would run"
         yield Remark(path=f"{POD}.containers", effect=Effect.LOST, message=message)
-    yield from _of_container(cronjob)
-
-
-def _of_container(cronjob: CronJob) -> Iterator[Remark]:
-    container = cronjob.spec.job_template.spec.template.spec.containers[0]
     yield from _remarks(CONTAINER, container.remainder, _CONTAINER)
+    yield from _of_security(pod.security_context or {}, container.security_context or {})
     for variable in container.env or []:
         yield from _remarks(f"{CONTAINER}.env[{variable.name}]", variable.remainder, _VARIABLE)
-    resources = container.resources
-    if resources is None:
-        return
-    yield from _remarks(f"{CONTAINER}.resources", resources.remainder, {})
-    for kind, amounts in (("requests", resources.requests), ("limits", resources.limits)):
-        for name in sorted(set(amounts or {}) - set(_RESOURCES)):
-            message = f"a run can ask for {', '.join(_RESOURCES)} only"
-            yield Remark(path=f"{CONTAINER}.resources.{kind}[{name}]", effect=Effect.LOST, message=message)
+    yield from _of_resources(container.resources or Resources())
+
+
+def _of_security(pod: Body, container: Body) -> Iterator[Remark]:
+    yield from _remarks(f"{POD}.securityContext", pod, _SECURITY)
+    yield from _remarks(f"{CONTAINER}.securityContext", container, _SECURITY)
+    if not any(context.get("runAsNonRoot") or context.get("runAsUser") for context in (pod, container)):
+        message = "a run is never root; if the image's user is, the pod profile of the entry needs a `run_as_user`"
+        yield Remark(path=f"{POD}.securityContext", effect=Effect.NOTED, message=message)
+
+
+def _of_resources(resources: Resources) -> Iterator[Remark]:
+    path = f"{CONTAINER}.resources"
+    yield from _remarks(path, resources.remainder, {})
+    for kind, amounts in (("requests", resources.requests or {}), ("limits", resources.limits or {})):
+        for name in sorted(amounts.keys() - set(RESOURCES)):
+            message = f"a run can ask for {', '.join(RESOURCES)} only"
+            yield Remark(path=f"{path}.{kind}[{name}]", effect=Effect.LOST, message=message)
+    if missing := [name for name in RESOURCES if name not in (resources.limits or {})]:
+        message = f"the installation sets a limit of {', '.join(missing)}, since there is none here"
+        yield Remark(path=f"{path}.limits", effect=Effect.NOTED, message=message)
 
 
 def _remarks(path: str, fields: Body | None, rules: Mapping[str, _Rule]) -> Iterator[Remark]:
     for name, value in (fields or {}).items():
         rule = rules.get(name, _Rule(message="a cron has nothing like it"))
-        # 0 equals False, and says something where False does not.
-        if value is False or value in _NOTHING or (value == rule.default and value is not True) or value is rule.default:
-            continue
-        yield Remark(path=f"{path}.{name}", effect=rule.effect, message=rule.message)
+        if not (_says_nothing(value) or _is_same(value, rule.default)):
+            yield Remark(path=f"{path}.{name}", effect=rule.effect, message=rule.message)
+
+
+def _says_nothing(value: object) -> bool:
+    return value is None or value is False or (isinstance(value, str | list | dict) and not value)
+
+
+def _is_same(value: object, default: object) -> bool:
+    # True equals 1.
+    return value == default and isinstance(value, bool) == isinstance(default, bool)

@@ -45,13 +45,25 @@ class Comparison:
     expression: str | None
     as_written: tuple[Difference, ...] = ()
     remaining: tuple[Difference, ...] = ()
+    is_interval: bool = False
     refusal: str | None = None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether what is written here fires when Kubernetes does, as far as was looked."""
+        return self.expression is not None and not self.is_interval and not self.remaining
+
+    @property
+    def is_rewritten(self) -> bool:
+        """Whether the CronJob's own words would not do."""
+        return bool(self.as_written) or self.refusal is not None
 
 
 def compare(theirs: KubernetesSchedule, *, after: datetime, horizon: timedelta = HORIZON) -> Comparison:
     """Find how to write a schedule here, and what differs, in (after, after + horizon]."""
     if isinstance(theirs, IntervalSchedule):
-        return Comparison(expression=_near(theirs.interval), refusal="an interval is counted from the last fire")
+        refusal = "an interval is counted from the last fire, and may be any"
+        return Comparison(expression=_near(theirs.interval), is_interval=True, refusal=refusal)
     if theirs.next_after(after) is None:
         return Comparison(expression=None, refusal="it never fires")
     until = after + horizon
@@ -101,7 +113,7 @@ def _ways_to_write(theirs: WallClockSchedule) -> dict[str, Schedule]:
 
 
 def _times(reading: FieldReading, count_of_all: int) -> str:
-    """Write a field of times, with a star where that can be, since such schedules follow the clock as Kubernetes does."""
+    """Write a field of times, with a star if that can be: such schedules follow the clock, as Kubernetes does."""
     for step in range(2, count_of_all // 2 + 1):
         if reading.values == set(range(0, count_of_all, step)):
             return f"*/{step}"
