@@ -13,7 +13,7 @@ from typing import Any
 from cronplane_cli.cronjob import CronJob, CronJobSpec, PodSpec, Variable
 from cronplane_cli.cronjob_remainder import CONTAINER, JOB, POD, Effect, Remark, remainder_of
 from cronplane_cli.kubernetes_schedule import KubernetesScheduleError, read_schedule
-from cronplane_cli.schedule_comparison import HORIZON, Comparison, Difference, compare
+from cronplane_cli.schedule_comparison import HORIZON, Comparison, compare
 from cronplane_core.schedule import Schedule
 from cronplane_core.tables import Overlap
 from cronplane_entries.cron_request import Backoff, CronCreation
@@ -32,16 +32,13 @@ _LATEST_TAG = re.compile(r"(:latest|/[^:@]*|^[^/:@]*)$")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Translation:
-    """What becomes of a CronJob: the cron to register, None if there can be none, and what to know of it.
-
-    `differences` are the first fires that differ if the schedule were written as it is in the CronJob.
-    """
+    """What becomes of a CronJob: the cron to register, None if there can be none, and what to know of it."""
 
     name: str
     schedule: str
     time_zone: str
     cron: CronCreation | None
-    differences: tuple[Difference, ...]
+    comparison: Comparison
     remarks: tuple[Remark, ...]
 
     def losses(self, *, accepted: Iterable[str]) -> tuple[Remark, ...]:
@@ -79,7 +76,7 @@ def translate(cronjob: CronJob, *, default_zone: str, is_paused: bool, now: date
         schedule=spec.schedule,
         time_zone=zone,
         cron=cron,
-        differences=comparison.as_written,
+        comparison=comparison,
         remarks=tuple(remarks),
     )
 
@@ -100,9 +97,7 @@ def _why_not_exact(comparison: Comparison) -> str:
         return f"there is no way to write it as five fields: {comparison.refusal}"
     if not comparison.remaining:
         return f"{comparison.refusal}; {comparison.expression!r} fires as often, at times of the clock"
-    return f"Kubernetes reads it otherwise than we read {comparison.expression!r}: " + "; ".join(
-        map(str, comparison.remaining)
-    )
+    return f"some fires of Kubernetes differ from those of {comparison.expression!r} here"
 
 
 def _why_rewritten(comparison: Comparison) -> str:

@@ -84,7 +84,7 @@ def differences(
 
 
 def _rewritten(theirs: WallClockSchedule, written: Comparison, *, after: datetime, until: datetime) -> Comparison:
-    """Take the first way of writing it without a difference, else keep the text, else the first that can be read."""
+    """Take the first way to write it without a difference, else one that differs last."""
     readable = [written] if written.expression is not None else []
     for expression, ours in _ways_to_write(theirs).items():
         if expression == written.expression:
@@ -94,7 +94,8 @@ def _rewritten(theirs: WallClockSchedule, written: Comparison, *, after: datetim
         if not found:
             return way
         readable.append(way)
-    return readable[0] if readable else written
+    # The later the first difference, the fewer they are: those that remain are on days on which the clock changes.
+    return max(readable, key=lambda way: way.remaining[0].at, default=written)
 
 
 def _ways_to_write(theirs: WallClockSchedule) -> dict[str, Schedule]:
