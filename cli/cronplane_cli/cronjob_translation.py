@@ -16,7 +16,7 @@ from cronplane_cli.kubernetes_schedule import KubernetesScheduleError, read_sche
 from cronplane_cli.schedule_comparison import HORIZON, Comparison, compare
 from cronplane_core.schedule import Schedule
 from cronplane_core.tables import Overlap
-from cronplane_entries.cron_request import Backoff, CronCreation
+from cronplane_entries.cron_request import CronCreation
 from cronplane_entries.registration import LONGEST_CATCHUP_WINDOW, LONGEST_RUN_TIMEOUT, SERVED_OVERLAPS
 from cronplane_entries.registry import LONGEST_TIMEOUT, MOST_ATTEMPTS
 from cronplane_entries.resource_quantities import RESOURCES
@@ -24,8 +24,6 @@ from cronplane_entries.resource_quantities import RESOURCES
 ENTRY = "container"
 _SCHEDULE = "spec.schedule"
 _POLICY = "spec.concurrencyPolicy"
-# Job controller: a failed pod is made again after 10 s, then twice that, up to 6 minutes.
-_BACKOFF = Backoff(initial=10, maximum=360)
 _DEFAULT_BACKOFF_LIMIT = 6
 _LATEST_TAG = re.compile(r"(:latest|/[^:@]*|^[^/:@]*)$")
 
@@ -126,7 +124,6 @@ def _cron(cronjob: CronJob, schedule: Schedule, *, is_paused: bool, now: datetim
         catchup_window=_bounded(spec.starting_deadline_seconds, LONGEST_CATCHUP_WINDOW),
         timeout=timeout,
         max_attempts=min(tries, MOST_ATTEMPTS),
-        backoff=_BACKOFF if tries > 1 else None,
         run_timeout=run_timeout if job.active_deadline_seconds else None,
     )
     remarks = [
