@@ -8,7 +8,9 @@ gate, and none but the one of the Job that was noted.
 from contextlib import suppress
 from datetime import datetime
 
+from cronplane_core import failpoints
 from cronplane_core.attempt_job_repository import AttemptJob, UnsettledJob
+from cronplane_core.failpoints import Failpoint
 from cronplane_core.kubernetes_client import (
     JOBS,
     Body,
@@ -52,6 +54,7 @@ class ImageGate:
         patch = resumption(uid=job.uid, within=deadline - now)
         with suppress(ResourceNotFoundError, ResourceConflictError, ResourceInvalidError):
             await self._client.patch(JOBS, patch, name=job.name, namespace=job.namespace)
+            failpoints.reach(Failpoint.JOB_RESUMED)
 
     async def _make_anew(self, job: AttemptJob) -> None:
         """Have the launcher make another Job, by what the cron says now; this one has made no pod."""

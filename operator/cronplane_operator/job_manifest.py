@@ -30,8 +30,12 @@ AUDIENCE = "cronplane"
 PROOF_DIRECTORY = "/var/run/secrets/cronplane"
 # Seconds. After SIGTERM the executor is cancelled, and what is left of the time is for telling of it.
 TERMINATION_GRACE = 30
+# A container of a payload has as long as an executor of ours has to clean up.
+_IMAGE_TERMINATION_GRACE = 15
 # How long a Job that is over is kept for people to look at; its log is kept with the run.
-_KEPT = 600
+KEPT = 600
+# And for whoever leads next to learn how its attempt ended, where only the Job can tell.
+_KEPT_UNSEEN = 7 * 24 * 3600
 # The shortest that Kubernetes takes: the kubelet renews the token long before.
 _TOKEN_SECONDS = 600
 _USER = 65532
@@ -113,6 +117,7 @@ def image_job(
 ) -> Body:
     """Make the Job whose pod is a container of the payload's, suspended until the attempt has passed the start gate."""
     pod = _pod(settings=settings, profile=profile, user=profile.run_as_user)
+    pod["terminationGracePeriodSeconds"] = _IMAGE_TERMINATION_GRACE
     pod["containers"] = [_image_container(container, told=told, profile=profile)]
     pod["volumes"] = _secret_volumes(profile)
     made = _job(
@@ -124,7 +129,7 @@ def image_job(
         when_disrupted="FailJob",
         annotations={CONTAINER_ANNOTATION: container_mark(container)},
     )
-    made["spec"]["suspend"] = True
+    made["spec"] |= {"suspend": True, "ttlSecondsAfterFinished": _KEPT_UNSEEN}
     return made
 
 
@@ -155,7 +160,7 @@ def _job(
             "backoffLimit": 0,
             "podReplacementPolicy": "Failed",
             "activeDeadlineSeconds": _seconds(settings.pod_start_timeout + attempt.timeout + _MARGIN),
-            "ttlSecondsAfterFinished": _KEPT,
+            "ttlSecondsAfterFinished": KEPT,
             "podFailurePolicy": {"rules": [{"action": when_disrupted, "onPodConditions": [disruption]}]},
             "template": {"metadata": metadata, "spec": pod},
         },
@@ -214,8 +219,9 @@ def _image_container(container: PodContainer, *, told: PendingAttempt, profile: 
         "CRONPLANE_ATTEMPT": str(told.number),
         "CRONPLANE_SCHEDULED_FOR": told.scheduled_for.isoformat(),
     }
-    theirs = [(name, value) for name, value in container.env if name not in profile.environment]
-    variables = [*ours.items(), *profile.environment.items(), *theirs]
+    # First ours, so that the others may refer to them; and of a name that is there twice, the administrator's.
+    known = {**ours, **profile.environment, **ours}
+    variables = [*known.items(), *((name, value) for name, value in container.env if name not in known)]
     return {
         "name": CONTAINER,
         "image": container.image,

@@ -35,6 +35,7 @@ from cronplane_operator.job_manifest import (
     ATTEMPT_LABEL,
     CONTAINER,
     INSTALLATION_LABEL,
+    KEPT,
     RUN_LABEL,
     SETTLED_LABEL,
     JobPlace,
@@ -161,7 +162,7 @@ class JobObserver:
             await self._take_away(known)
         elif body["spec"].get("suspend"):
             await self._gate.resume(known.job, deadline=known.deadline, now=self._now)
-        elif _is_running(body):
+        elif pod_outcome.is_running(body):
             await self._note(known, _STARTED)
         elif self._is_held_up(known, body) and not pod_outcome.has_begun(alive):
             await self._held_up(known, alive)
@@ -198,8 +199,7 @@ class JobObserver:
 
     def _is_held_up(self, known: UnsettledJob, body: Body | None) -> bool:
         """Say whether a pod takes so long to begin its attempt that it shows why; a container's has passed the gate."""
-        is_image = body is not None and made_mark(body) is not None and not _is_running(body)
-        has_yet_to_begin = known.is_waiting or (known.under_way is not None and is_image)
+        has_yet_to_begin = known.is_waiting or (known.under_way is not None and _is_podless_image(body))
         return has_yet_to_begin and self._now - known.created_at >= _HELD_UP
 
     async def _held_up(self, known: UnsettledJob, pods: Sequence[Body]) -> None:
@@ -210,6 +210,9 @@ class JobObserver:
             return
         ended = EndedAttempt(end=AttemptEnd.ERROR, reason=found.reason, message=found.message)
         if known.under_way is not None:
+            pods = await self._pods(known)
+            if pod_outcome.has_begun(pods):
+                return
             await self._attempts.end_under_way(known.job.run_id, FinishedAttempt(nonce=known.under_way, ended=ended))
         elif not await self._attempts.end_unbegun(known.job.run_id, known.job.number, ended):
             return
@@ -263,7 +266,7 @@ class JobObserver:
 
     async def _mark(self, known: UnsettledJob) -> None:
         """Have a settled Job listed no more; Kubernetes deletes it after its time."""
-        patch = {"metadata": {"labels": {SETTLED_LABEL: "true"}}}
+        patch = {"metadata": {"labels": {SETTLED_LABEL: "true"}}, "spec": {"ttlSecondsAfterFinished": KEPT}}
         with suppress(ResourceNotFoundError):
             await self._client.patch(JOBS, patch, name=known.job.name, namespace=known.job.namespace)
 
@@ -283,8 +286,11 @@ class JobObserver:
                 await self._delete(body["metadata"]["name"], body["metadata"]["uid"])
 
 
-def _is_running(job: Body) -> bool:
-    return bool(job.get("status", {}).get("ready"))
+def _is_podless_image(job: Body | None) -> bool:
+    """Say whether the container of a payload neither runs nor ran."""
+    if job is None or made_mark(job) is None:
+        return False
+    return not pod_outcome.is_running(job) and not pod_outcome.has_ended_pods(job)
 
 
 def _finished_attempt(nonce: UUID, job: Body, pods: Sequence[Body]) -> FinishedAttempt:

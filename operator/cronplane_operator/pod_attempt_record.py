@@ -24,8 +24,8 @@ from cronplane_operator.worker_protocol import ErrorRecord
 
 # Never waited for: the attempt ends in the transaction that begins it.
 _LEASE = timedelta(seconds=60)
-# Beyond the deadline of an attempt that nobody tells of: for seeing in its Job that it ended in time.
-_OBSERVED_MARGIN = timedelta(seconds=20)
+# Beyond the deadline of an attempt that nobody tells of: for its container to end, and for seeing that in its Job.
+_OBSERVED_MARGIN = timedelta(seconds=25)
 
 
 class _PayloadChangedError(Exception):
@@ -69,10 +69,10 @@ class PodAttemptRecord:
         try:
             async with transaction(self._term.engine) as connection:
                 started = await self._start(connection, attempt)
-                failpoints.reach(Failpoint.START_COMMIT)
+                failpoints.reach(Failpoint.JOB_START_COMMIT)
         except _PayloadChangedError:
             return None
-        failpoints.reach(Failpoint.START_COMMITTED)
+        failpoints.reach(Failpoint.JOB_START_COMMITTED)
         self._term.recorder.started(started)
         return started[0] if started else None
 

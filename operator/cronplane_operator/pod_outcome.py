@@ -64,6 +64,18 @@ def is_finished(job: Body) -> bool:
     return any(_condition(job, kind).get("status") == "True" for kind in ("Complete", "Failed"))
 
 
+def is_running(job: Body) -> bool:
+    """Say whether a container of a Job runs."""
+    return bool(job.get("status", {}).get("ready"))
+
+
+def has_ended_pods(job: Body) -> bool:
+    """Say whether a pod of a Job ended or is about to, also one that is not counted yet or is gone already."""
+    status = job.get("status", {})
+    uncounted = status.get("uncountedTerminatedPods") or {}
+    return any(status.get(key) for key in ("succeeded", "failed", "terminating")) or any(uncounted.values())
+
+
 def has_begun(pods: Sequence[Body]) -> bool:
     """Say whether a container of these pods runs, or did."""
     states = [status.get("state", {}) for pod in pods for status in pod.get("status", {}).get("containerStatuses", [])]

@@ -459,6 +459,17 @@ CASES = [
             ("a Host override with a space", "Host ", MARKER),
         ]
     ),
+    # 422: containers
+    *(
+        refused(f"an image {line}", "/payload/image", entrypoint="container", payload={"image": image})
+        for line, image in {
+            "that is not on the allow-list": f"registry.example/{MARKER}",
+            "that is none": f"registry.example/{MARKER}:a:b",
+            "with a scheme": f"https://registry.example/{MARKER}",
+            "with credentials": f"user:password@registry.example/{MARKER}",
+            "with CRLF": f"registry.example/{MARKER}\r\n",
+        }.items()
+    ),
     # 422: policies
     refused("timeout 0", "/timeout", timeout=0),
     refused("timeout -1", "/timeout", timeout=-1),
@@ -775,7 +786,7 @@ async def test_a_body_that_is_wrong_in_thousands_of_places_gets_a_short_answer(
     assert len(answer.content) < LIMIT
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     changes=st.dictionaries(st.sampled_from([*BODY, "timeout", "overlap", "starts_at", "backoff"]), NESTED, min_size=1)
 )
@@ -786,7 +797,7 @@ async def test_no_body_whatsoever_is_answered_with_a_500(api: Any, changes: dict
         assert answer.status_code in {200, 201, 400, 409, 422}, answer.text
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     query=st.dictionaries(st.sampled_from(["name", "entrypoint", "cursor", "limit", "enabled"]), st.text(max_size=30))
 )

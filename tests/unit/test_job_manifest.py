@@ -139,6 +139,11 @@ def test_a_containers_job_waits_for_the_gate_and_fails_when_its_pod_is_disrupted
     assert spec["template"]["spec"]["restartPolicy"] == "Never"
 
 
+def test_a_containers_job_is_kept_until_somebody_has_seen_how_it_ended() -> None:
+    ours = job(ATTEMPT, place=PLACE, settings=SETTINGS, profile=PodProfile())["spec"]["ttlSecondsAfterFinished"]
+    assert made_for(CONTAINER)["spec"]["ttlSecondsAfterFinished"] > 100 * ours
+
+
 def test_no_token_and_nothing_of_ours_is_in_a_containers_pod() -> None:
     pod = made_for(CONTAINER)["spec"]["template"]["spec"]
     assert pod["automountServiceAccountToken"] is False
@@ -146,7 +151,8 @@ def test_no_token_and_nothing_of_ours_is_in_a_containers_pod() -> None:
 
 
 def test_a_container_is_as_it_was_asked_for_with_our_variables_first_and_the_administrators_above_its_own() -> None:
-    pod = made_for(CONTAINER, PodProfile(environment={"PROXY": "ours"}))["spec"]["template"]["spec"]
+    profile = PodProfile(environment={"PROXY": "ours", "CRONPLANE_ATTEMPT": "3"})
+    pod = made_for(CONTAINER, profile)["spec"]["template"]["spec"]
     [container] = pod["containers"]
     assert (container["image"], container["args"]) == (CONTAINER.image, ["--run", "$(CRONPLANE_RUN_ID)"])
     assert "command" not in container
