@@ -200,10 +200,11 @@ def _lines(result: Result) -> Iterator[str]:
 
 
 def _summary(results: list[Result], *, is_applied: bool) -> str:
+    if not results:
+        return "No CronJob was found."
     counts = Counter(result.outcome for result in results)
     told = "; ".join(f"{counts[outcome]} {outcome}" for outcome in Outcome if counts[outcome])
-    written = "" if is_applied else " Nothing was written: --apply registers."
-    return f"{len(results)} CronJobs: {told or 'none was found'}.{written}"
+    return f"CronJobs: {told}.{'' if is_applied else ' Nothing was written: --apply registers.'}"
 
 
 def _json(result: Result) -> str:

@@ -73,7 +73,7 @@ _JOB_SPEC = {
 _POD_SPEC = {
     "initContainers": _Rule(message="a run is one container; what they do has to go into its image or command"),
     "volumes": _Rule(
-        message="there are no volumes; the administrator can mount Secrets by `secret_files` in the pod profile `container`"
+        message="there are no volumes; for Secrets, " + _PROFILE.format("secret_files"),
     ),
     "serviceAccountName": _Rule(
         message="the container has no service-account token, so that it can do nothing in the cluster",
@@ -158,7 +158,7 @@ def _of_security(pod: Body, container: Body) -> Iterator[Remark]:
     yield from _remarks(f"{POD}.securityContext", pod, _SECURITY)
     yield from _remarks(f"{CONTAINER}.securityContext", container, _SECURITY)
     if not any(context.get("runAsNonRoot") or context.get("runAsUser") for context in (pod, container)):
-        message = "a run is never root; if the image's user is root or a name, the pod profile `container` needs a `run_as_user`"
+        message = "a run is never root; if the image's user is, or has no number, " + _PROFILE.format("run_as_user")
         yield Remark(path=f"{POD}.securityContext", effect=Effect.NOTED, message=message)
 
 

@@ -180,7 +180,7 @@ def test_lines_say_what_is_lost_and_never_a_value(capsys: pytest.CaptureFixture[
     assert "  lost   spec.jobTemplate.spec.template.spec.nodeSelector: " in told
     assert "fires that differ if it were written '30 2 */2 * 1':" in told
     assert "    2027-10-31T02:30:00+01:00: Kubernetes fires, Cronplane does not" in told
-    assert told.endswith("2 CronJobs: 1 carries over; 1 does not carry over. Nothing was written: --apply registers.\n")
+    assert told.endswith("CronJobs: 1 carries over; 1 does not carry over. Nothing was written: --apply registers.\n")
     assert SECRET not in told
 
 
@@ -193,6 +193,11 @@ def test_json_has_an_object_per_cronjob_and_never_a_value(capsys: pytest.Capture
     assert first["schedule"]["differences"][0] == {"at": "2027-03-28T03:00:00+02:00", "fires": "cronplane"}
     assert (second["cronjob"], second["outcome"], second["schedule"]) == ("(no name)", "refused", None)
     assert SECRET not in printed
+
+
+def test_that_nothing_was_found_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([], crons=None, options=DRY_RUN, as_json=False, now=NOW)
+    assert capsys.readouterr().out == "No CronJob was found.\n"
 
 
 @pytest.mark.parametrize(("organization_id", "key"), [(None, "key"), (ORGANIZATION, None), (ORGANIZATION, "")])
