@@ -14,6 +14,7 @@ from pydantic.alias_generators import to_camel
 from cronplane_cli.errors import CommandError
 
 Body = dict[str, Any]
+Count = Annotated[int, Field(ge=0)]
 # Kubernetes takes a quantity as text and as a number.
 Quantity = Annotated[str, Field(strict=False, coerce_numbers_to_str=True)]
 
@@ -70,7 +71,7 @@ class PodSpec(_Part):
 
     containers: list[Container] = Field(min_length=1)
     restart_policy: Literal["Never", "OnFailure"]
-    active_deadline_seconds: int | None = None
+    active_deadline_seconds: Count | None = None
     security_context: Body | None = None
 
 
@@ -85,8 +86,8 @@ class JobSpec(_Part):
     """A Job: what it does, how often it is tried and how long it may take."""
 
     template: PodTemplate
-    backoff_limit: int | None = None
-    active_deadline_seconds: int | None = None
+    backoff_limit: Count | None = None
+    active_deadline_seconds: Count | None = None
 
 
 class JobTemplate(_Part):
@@ -101,7 +102,7 @@ class CronJobSpec(_Part):
 
     schedule: str
     time_zone: str | None = None
-    starting_deadline_seconds: int | None = None
+    starting_deadline_seconds: Count | None = None
     concurrency_policy: Literal["Allow", "Forbid", "Replace"] = "Allow"
     suspend: bool | None = None
     job_template: JobTemplate

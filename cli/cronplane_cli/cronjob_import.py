@@ -22,6 +22,7 @@ from cronplane_cli.cronjob_remainder import Effect, Remark
 from cronplane_cli.cronjob_translation import Translation, translate
 from cronplane_cli.errors import CommandError
 from cronplane_cli.schedule_comparison import Difference
+from cronplane_core.time_zones import zone_names
 from cronplane_entries.cron_request import CronCreation
 
 # Answers that are about one cron; any other says that there is no use in going on.
@@ -112,9 +113,11 @@ def run(
     Without `crons` nothing but the CronJobs themselves is looked at. `now` is where the comparison of schedules begins.
 
     Raises:
-        CommandError: the API is not there, or it lets nothing be done.
+        CommandError: the API is not there, or it lets nothing be done, or the default zone is none.
 
     """
+    if options.default_zone not in zone_names():
+        raise CommandError(f"--default-zone: {options.default_zone[:64]!a} is no IANA time zone, such as Europe/Paris")
     results = []
     for body in bodies:
         result = import_one(body, crons=crons, options=options, now=now)

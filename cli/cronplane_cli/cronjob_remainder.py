@@ -70,17 +70,15 @@ _JOB_SPEC = {
     "managedBy": _Rule(message="another controller runs these Jobs", default="kubernetes.io/job-controller"),
     "suspend": _Rule(message="Jobs that somebody has to start by hand are not made"),
 }
+_NO_ACCOUNT = "the container has no service-account token, so that it can do nothing in the cluster"
 _POD_SPEC = {
     "initContainers": _Rule(message="a run is one container; what they do has to go into its image or command"),
     "volumes": _Rule(
         message="there are no volumes; for Secrets, " + _PROFILE.format("secret_files"),
     ),
-    "serviceAccountName": _Rule(
-        message="the container has no service-account token, so that it can do nothing in the cluster",
-        default="default",
-    ),
-    "serviceAccount": _silent("default"),
-    "automountServiceAccountToken": _Rule(message="the container has no service-account token"),
+    "serviceAccountName": _Rule(message=_NO_ACCOUNT, default="default"),
+    "serviceAccount": _Rule(message=_NO_ACCOUNT, default="default"),
+    "automountServiceAccountToken": _Rule(message=_NO_ACCOUNT),
     "nodeSelector": _profile("node_selector"),
     "tolerations": _profile("tolerations"),
     "imagePullSecrets": _profile("image_pull_secrets"),
@@ -143,7 +141,10 @@ def remainder_of(cronjob: CronJob) -> Iterator[Remark]:
 
 def _of_pod(pod: PodSpec) -> Iterator[Remark]:
     container = pod.containers[0]
-    yield from _remarks(POD, pod.remainder, _POD_SPEC)
+    # The API server writes the account twice, the second time under its former name.
+    former = {"serviceAccount"} if "serviceAccountName" in pod.remainder else set()
+    fields = {name: value for name, value in pod.remainder.items() if name not in former}
+    yield from _remarks(POD, fields, _POD_SPEC)
     if len(pod.containers) > 1:
         message = f"a run is one container, and here are {len(pod.containers)}; only the first would run"
         yield Remark(path=f"{POD}.containers", effect=Effect.LOST, message=message)

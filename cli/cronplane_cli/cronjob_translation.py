@@ -4,7 +4,6 @@ Nothing changes its meaning in silence. What is lost is a remark, and it is for 
 loses something is registered. Values of environment variables go into the registration and nowhere else.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,6 +16,7 @@ from cronplane_cli.schedule_comparison import HORIZON, Comparison, compare
 from cronplane_core.schedule import Schedule
 from cronplane_core.tables import Overlap
 from cronplane_entries.cron_request import CronCreation
+from cronplane_entries.image_reference import ImageReference, ImageReferenceError
 from cronplane_entries.registration import LONGEST_CATCHUP_WINDOW, LONGEST_RUN_TIMEOUT, SERVED_OVERLAPS
 from cronplane_entries.registry import LONGEST_TIMEOUT, MOST_ATTEMPTS
 from cronplane_entries.resource_quantities import RESOURCES
@@ -25,7 +25,6 @@ ENTRY = "container"
 _SCHEDULE = "spec.schedule"
 _POLICY = "spec.concurrencyPolicy"
 _DEFAULT_BACKOFF_LIMIT = 6
-_LATEST_TAG = re.compile(r"(:latest|/[^:@]*|^[^/:@]*)$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,8 +152,8 @@ def _deadline_remarks(cronjob: CronJob) -> Iterator[Remark]:
         yield _lost(path, f"a catchup_window is from 1 s to {LONGEST_CATCHUP_WINDOW.days} days")
     deadlines = ((f"{JOB}.activeDeadlineSeconds", job), (f"{POD}.activeDeadlineSeconds", pod))
     for path, seconds in ((path, part.active_deadline_seconds) for path, part in deadlines):
-        if seconds is not None and seconds > LONGEST_TIMEOUT.total_seconds():
-            yield _lost(path, f"an attempt may take {LONGEST_TIMEOUT.days} days at most")
+        if seconds is not None and not 1 <= seconds <= LONGEST_TIMEOUT.total_seconds():
+            yield _lost(path, f"an attempt may take from 1 s to {LONGEST_TIMEOUT.days} days")
     if job.active_deadline_seconds is None and pod.active_deadline_seconds is None:
         message = f"without it a Job has no end; here an attempt ends after {LONGEST_TIMEOUT.days} days"
         yield _noted(f"{JOB}.activeDeadlineSeconds", message)
@@ -217,10 +216,18 @@ def _plain_variables(variables: Iterable[Variable]) -> list[Variable]:
 
 def _payload_remarks(pod: PodSpec) -> Iterator[Remark]:
     container = pod.containers[0]
-    policy = "Always" if _LATEST_TAG.search(container.image) else "IfNotPresent"
-    if container.image_pull_policy not in {None, policy}:
+    policy = _pull_policy(container.image)
+    if policy is not None and container.image_pull_policy not in {None, policy}:
         message = f"an image of such a name is pulled by the policy {policy}"
         yield _lost(f"{CONTAINER}.imagePullPolicy", message)
+
+
+def _pull_policy(image: str) -> str | None:
+    """Give the policy that Kubernetes has for an image; None for what is no name of one, which the entry refuses."""
+    try:
+        return "Always" if ImageReference.parse(image).tag == "latest" else "IfNotPresent"
+    except ImageReferenceError:
+        return None
 
 
 def _lost(path: str, message: str) -> Remark:

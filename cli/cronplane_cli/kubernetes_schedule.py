@@ -210,21 +210,21 @@ def read_schedule(text: str, time_zone_name: str) -> KubernetesSchedule:
             raise KubernetesScheduleError("the schedule has a time zone and nothing else")
         time_zone_name = zone or "UTC"
         text = text.strip()
+    try:
+        zone_rules = time_zone(time_zone_name)
+    except KeyError as unknown:
+        raise KubernetesScheduleError(f"unknown time zone {time_zone_name[:64]!a}") from unknown
     if text.startswith(_EVERY):
         return IntervalSchedule(interval=_interval(text.removeprefix(_EVERY)), time_zone=time_zone_name)
-    return _wall_clock(text, time_zone_name)
+    return _wall_clock(text, time_zone_name, zone_rules)
 
 
-def _wall_clock(text: str, time_zone_name: str) -> WallClockSchedule:
+def _wall_clock(text: str, time_zone_name: str, zone_rules: ZoneInfo) -> WallClockSchedule:
     if text.startswith("@") and text not in _DESCRIPTORS:
         raise KubernetesScheduleError(f"Kubernetes knows no {text[:64]!a}")
     fields = _DESCRIPTORS.get(text, text).split()
     if len(fields) != len(_FIELDS):
         raise KubernetesScheduleError(f"Kubernetes wants five fields, and here are {len(fields)}")
-    try:
-        zone = time_zone(time_zone_name)
-    except KeyError as unknown:
-        raise KubernetesScheduleError(f"unknown time zone {time_zone_name[:64]!a}") from unknown
     minutes, hours, days, months, weekdays = map(_field, fields, _FIELDS)
     return WallClockSchedule(
         expression=text,
@@ -234,7 +234,7 @@ def _wall_clock(text: str, time_zone_name: str) -> WallClockSchedule:
         months=months,
         weekdays=weekdays,
         time_zone=time_zone_name,
-        _zone=zone,
+        _zone=zone_rules,
     )
 
 

@@ -60,13 +60,15 @@ class Comparison:
 
 
 def compare(theirs: KubernetesSchedule, *, after: datetime, horizon: timedelta = HORIZON) -> Comparison:
-    """Find how to write a schedule here, and what differs, in (after, after + horizon]."""
+    """Find how to write a schedule here, and what differs, in (after, after + horizon] or until its first fire."""
     if isinstance(theirs, IntervalSchedule):
         refusal = "an interval is counted from the last fire, and may be any"
         return Comparison(expression=_near(theirs.interval), is_interval=True, refusal=refusal)
-    if theirs.next_after(after) is None:
+    first = theirs.next_after(after)
+    if first is None:
         return Comparison(expression=None, refusal="it never fires")
-    until = after + horizon
+    # What fires on 29 February is to be seen once, too.
+    until = max(after + horizon, first)
     try:
         literal = Schedule.parse(theirs.expression, theirs.time_zone)
     except ScheduleError as error:

@@ -195,6 +195,11 @@ def test_json_has_an_object_per_cronjob_and_never_a_value(capsys: pytest.Capture
     assert SECRET not in printed
 
 
+def test_a_default_zone_that_there_is_not_is_trouble() -> None:
+    with pytest.raises(CommandError, match="Mars/Phobos"):
+        run([], crons=None, options=ImportOptions(default_zone="Mars/Phobos"), as_json=False, now=NOW)
+
+
 def test_that_nothing_was_found_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([], crons=None, options=DRY_RUN, as_json=False, now=NOW)
     assert capsys.readouterr().out == "No CronJob was found.\n"

@@ -141,7 +141,9 @@ def test_values_of_variables_are_in_no_remark() -> None:
     [
         ({"pod": {"initContainers": [{"name": "a"}]}}, f"{POD}.initContainers"),
         ({"pod": {"volumes": [{"name": "a", "emptyDir": {}}]}}, f"{POD}.volumes"),
-        ({"pod": {"serviceAccountName": "robot"}}, f"{POD}.serviceAccountName"),
+        ({"pod": {"serviceAccountName": "robot", "serviceAccount": "robot"}}, f"{POD}.serviceAccountName"),
+        ({"pod": {"serviceAccount": "robot"}}, f"{POD}.serviceAccount"),
+        ({"pod": {"activeDeadlineSeconds": 0}}, f"{POD}.activeDeadlineSeconds"),
         ({"pod": {"automountServiceAccountToken": True}}, f"{POD}.automountServiceAccountToken"),
         ({"pod": {"nodeSelector": {"disk": "ssd"}}}, f"{POD}.nodeSelector"),
         ({"pod": {"hostNetwork": True}}, f"{POD}.hostNetwork"),
@@ -221,9 +223,18 @@ def test_a_zone_in_the_schedule_is_the_crons() -> None:
     assert (made["cron_expr"], made["tz"]) == ("0 9 * * *", "Asia/Tokyo")
 
 
-@pytest.mark.parametrize("schedule", ["0 9 * * 7", "0 0 31 2 *", "@every 7m"])
-def test_a_schedule_that_cannot_be_written_makes_no_cron(schedule: str) -> None:
-    found = translation(spec={"schedule": schedule})
+@pytest.mark.parametrize(
+    ("schedule", "zone"),
+    [
+        ("0 9 * * 7", "UTC"),
+        ("0 0 31 2 *", "UTC"),
+        ("@every 7m", "UTC"),
+        ("@every 2h", "Mars/Phobos"),
+        ("@daily", "Mars/Phobos"),
+    ],
+)
+def test_a_schedule_that_cannot_be_written_makes_no_cron(schedule: str, zone: str) -> None:
+    found = translation(spec={"schedule": schedule, "timeZone": zone})
     assert found.cron is None
     assert list(said(found, Effect.LOST)) == ["spec.schedule"]
 
@@ -312,6 +323,7 @@ def test_losses_can_be_accepted_by_their_field_or_one_above_it() -> None:
         body(container={"env": [{"name": "A", "value": {"a": SECRET}}]}),
         body(container={"command": SECRET}),
         body(job={"backoffLimit": "6"}),
+        body(job={"backoffLimit": -1}),
     ],
 )
 def test_what_kubernetes_would_refuse_is_refused_without_its_values(wrong: dict[str, Any]) -> None:

@@ -122,6 +122,20 @@ def test_an_interval_is_never_exact_and_has_a_near_schedule_if_it_divides_an_hou
     assert not found.is_exact
 
 
+def test_what_fires_only_after_the_horizon_is_looked_at_once() -> None:
+    found = compare(read_schedule("30 2 28 3 *", "Europe/Berlin"), after=NOW, horizon=timedelta(days=1))
+    # Kubernetes fires in 2028 only: in 2027 the clock skips that minute.
+    [difference] = found.remaining
+    assert str(difference) == "2027-03-28T03:00:00+02:00: Cronplane fires, Kubernetes does not"
+
+
+def test_a_step_from_a_weekday_on_ends_on_saturday_and_not_on_a_second_sunday() -> None:
+    found = comparison("0 4 * * 1/2")
+    assert found.expression == "0 4 * * 1,3,5"
+    assert found.is_exact
+    assert {difference.at.isoweekday() for difference in found.as_written} == {7}
+
+
 def test_what_never_fires_has_no_schedule_here() -> None:
     found = comparison("0 0 31 2 *")
     assert (found.expression, found.refusal) == (None, "it never fires")
