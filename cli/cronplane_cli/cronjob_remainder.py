@@ -171,8 +171,8 @@ def _of_resources(resources: Resources) -> Iterator[Remark]:
             message = f"a run can ask for {', '.join(RESOURCES)} only"
             yield Remark(path=f"{path}.{kind}[{name}]", effect=Effect.LOST, message=message)
     if missing := [name for name in RESOURCES if name not in (resources.limits or {})]:
-        message = f"the installation sets a limit of {', '.join(missing)}, since there is none here"
-        yield Remark(path=f"{path}.limits", effect=Effect.NOTED, message=message)
+        message = f"there is no limit of {', '.join(missing)}, so a run gets the one that is usual, or the ceiling"
+        yield Remark(path=f"{path}.limits", effect=Effect.LOST, message=message)
 
 
 def _remarks(path: str, fields: Body | None, rules: Mapping[str, _Rule]) -> Iterator[Remark]:

@@ -55,7 +55,8 @@ REFUSED = [
 
 def cronjob(name: str, *, labels: dict[str, str] | None = None, pod: Any = None, **spec: Any) -> dict[str, Any]:
     """A CronJob that makes no Job, since it is suspended."""
-    container = {"name": "report", "image": "registry.example/shop/report:1.4"}
+    limits = {"cpu": "500m", "memory": "512Mi", "ephemeral-storage": "1Gi"}
+    container = {"name": "report", "image": "registry.example/shop/report:1.4", "resources": {"limits": limits}}
     template = {"spec": {"restartPolicy": "Never", "containers": [container], **(pod or {})}}
     return {
         "apiVersion": "batch/v1",
@@ -111,13 +112,12 @@ def test_what_the_server_completes_is_no_remark(create: Callable[..., None], nam
     create(cronjob("plain"))
     result = imported("--namespace", namespace, status=0)[f"{namespace}/plain"]
     assert result["outcome"] == "carries_over"
-    # What is left are the properties of a Job that says nothing of deadlines, limits, root and repetition.
+    # What is left are the properties of a Job that says nothing of deadlines, root and repetition.
     assert paths(result, "noted") == {
         "startingDeadlineSeconds",
         "activeDeadlineSeconds",
         "concurrencyPolicy",
         "securityContext",
-        "limits",
     }
 
 

@@ -43,7 +43,7 @@ spec:
             env:
             - {{name: PASSWORD, value: {SECRET}}}
             - {{name: DAY, value: yesterday}}
-            resources: {{requests: {{cpu: 100m}}, limits: {{memory: 128Mi}}}}
+            resources: {{requests: {{cpu: 100m}}, limits: {{cpu: 500m, memory: 128Mi, ephemeral-storage: 1Gi}}}}
 ---
 apiVersion: v1
 kind: ConfigMap
@@ -139,10 +139,12 @@ def test_applied_what_carries_over_is_registered_and_a_second_time_nothing_is(co
 
 
 def test_with_all_losses_accepted_everything_is_registered_paused(command: Command, database: Any) -> None:
-    accepted = ("--accept", "spec.jobTemplate.spec.template.spec.nodeSelector")
+    pod = "spec.jobTemplate.spec.template.spec"
+    accepted = ("--accept", f"{pod}.nodeSelector", "--accept", f"{pod}.containers[0].resources.limits")
+    assert command.with_api("--apply", *accepted[:2], status=1)[1]["outcome"] == "loses"
     results = command.with_api("--apply", "--paused", *accepted)
-    assert [each["outcome"] for each in results] == ["registered", "registered"]
-    assert command.with_api("--apply", "--partial") != results
+    assert [each["outcome"] for each in results] == ["exists", "registered"]
+    assert [each["outcome"] for each in command.with_api("--apply", "--partial")] == ["exists", "exists"]
     assert database.execute("SELECT count(*), bool_or(enabled) FROM scheduler.cron_jobs") == [(2, False)]
 
 

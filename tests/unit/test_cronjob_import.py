@@ -21,7 +21,9 @@ DRY_RUN = ImportOptions(default_zone="UTC")
 
 
 def cronjob(**pod: Any) -> dict[str, Any]:
-    container = {"image": "report:1", "env": [{"name": "PASSWORD", "value": SECRET}]}
+    limits = {"cpu": 1, "memory": "1Gi", "ephemeral-storage": "1Gi"}
+    env = [{"name": "PASSWORD", "value": SECRET}]
+    container = {"image": "report:1", "env": env, "resources": {"limits": limits}}
     template = {"spec": {"restartPolicy": "Never", "containers": [container], **pod}}
     spec = {"schedule": "0 9 * * *", "concurrencyPolicy": "Forbid", "jobTemplate": {"spec": {"template": template}}}
     return {"metadata": {"name": "report", "namespace": "shop"}, "spec": spec}

@@ -154,6 +154,8 @@ def test_values_of_variables_are_in_no_remark() -> None:
         ({"container": {"lifecycle": {"preStop": {}}}}, f"{CONTAINER}.lifecycle"),
         ({"container": {"imagePullPolicy": "Always"}}, f"{CONTAINER}.imagePullPolicy"),
         ({"container": {"securityContext": {"privileged": True}}}, f"{CONTAINER}.securityContext.privileged"),
+        ({"container": {"resources": {"limits": {"cpu": 1, "memory": "1Gi"}}}}, f"{CONTAINER}.resources.limits"),
+        ({"container": {"resources": None}}, f"{CONTAINER}.resources.limits"),
         ({"job": {"parallelism": 2}}, "spec.jobTemplate.spec.parallelism"),
         ({"job": {"parallelism": 0}}, "spec.jobTemplate.spec.parallelism"),
         ({"job": {"completions": 3}}, "spec.jobTemplate.spec.completions"),
@@ -178,7 +180,6 @@ def test_what_a_cron_has_not_is_lost(changes: dict[str, Any], path: str) -> None
         ({"pod": {"terminationGracePeriodSeconds": 0}}, f"{POD}.terminationGracePeriodSeconds"),
         ({"pod": {"securityContext": None}}, f"{POD}.securityContext"),
         ({"container": {"ports": [{"containerPort": 80}]}}, f"{CONTAINER}.ports"),
-        ({"container": {"resources": {"limits": {"cpu": 1, "memory": "1Gi"}}}}, f"{CONTAINER}.resources.limits"),
     ],
 )
 def test_what_changes_nothing_of_the_job_is_noted(changes: dict[str, Any], path: str) -> None:
