@@ -11,7 +11,16 @@ from functools import lru_cache, partial
 from typing import Annotated, Literal, Self
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from cronplane_entries.core import (
     BaseExecutionPayload,
@@ -87,6 +96,7 @@ class Amounts(_Part):
         default=None, alias=STORAGE, examples=["1Gi"]
     )
 
+    @model_serializer
     def by_resource(self) -> dict[str, str]:
         """Give what is said, by Kubernetes' names."""
         said = {CPU: self.cpu, MEMORY: self.memory, STORAGE: self.ephemeral_storage}

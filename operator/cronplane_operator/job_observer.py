@@ -57,7 +57,8 @@ _AT_ONCE = 16
 _HELD_UP = timedelta(seconds=5)
 # What was cancelled or lost has this long to end by itself before its Job is deleted.
 _LEAVE = timedelta(seconds=40)
-_STARTED = pod_outcome.Obstacle("Started", "An attempt is under way.")
+# What is said of a run since it passed the gate.
+_STARTED = "Started"
 _CANCELLED = EndedAttempt(end=AttemptEnd.CANCELLED, reason="CancelRequested", message="Somebody cancelled the run.")
 _JOB_DELETED = EndedAttempt(
     end=AttemptEnd.LOST,
@@ -163,7 +164,8 @@ class JobObserver:
         elif body["spec"].get("suspend"):
             await self._gate.resume(known.job, deadline=known.deadline, now=self._now)
         elif pod_outcome.is_running(body):
-            await self._note(known, _STARTED)
+            if known.reason != _STARTED:
+                await self._attempts.note_begun(known.job.run_id, known.job.number)
         elif self._is_held_up(known, body) and not pod_outcome.has_begun(alive):
             await self._held_up(known, alive)
 
@@ -206,7 +208,9 @@ class JobObserver:
         """Say what keeps an attempt from beginning, or end it if that has gone on for too long."""
         found = pod_outcome.obstacle(pods)
         if self._now - known.created_at < self._settings.pod_start_timeout:
-            await self._note(known, found)
+            if found.reason != known.reason:
+                run_id, number = known.job.run_id, known.job.number
+                await self._attempts.note(run_id, number, reason=found.reason, message=found.message)
             return
         ended = EndedAttempt(end=AttemptEnd.ERROR, reason=found.reason, message=found.message)
         if known.under_way is not None:
@@ -218,11 +222,6 @@ class JobObserver:
             return
         await self._settle(known, pods)
         await self._delete(known.job.name, known.job.uid)
-
-    async def _note(self, known: UnsettledJob, found: pod_outcome.Obstacle) -> None:
-        if found.reason != known.reason:
-            run_id, number = known.job.run_id, known.job.number
-            await self._attempts.note(run_id, number, reason=found.reason, message=found.message)
 
     def _is_left_over(self, known: UnsettledJob) -> bool:
         """Say whether nothing is to be expected of a Job any more; what was handed on may still be about to end."""

@@ -46,6 +46,15 @@ class PodAttemptRecord:
         if cron_id is not None:
             self._term.recorder.delayed(run_id=run_id, cron_id=cron_id, reason=reason)
 
+    async def note_begun(self, run_id: UUID, number: int) -> None:
+        """Say with a run that an attempt is under way of which something else was said before."""
+        reason, message = "Started", "An attempt is under way."
+        async with transaction(self._term.engine) as connection:
+            await leases.check(connection, lease=self._term.lease)
+            cron_id = await attempt_jobs.note(connection, run_id=run_id, number=number, reason=reason, message=message)
+        if cron_id is not None:
+            self._term.recorder.delayed_no_more(run_id=run_id, cron_id=cron_id)
+
     async def miss(self, run_id: UUID, *, reason: str, message: str) -> None:
         """End as missed a run of which no attempt was begun."""
         term = self._term

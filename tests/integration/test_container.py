@@ -38,7 +38,7 @@ async def test_a_container_is_registered_and_shown_as_it_will_run(allowed: None,
     assert answer.status_code == 201, answer.text
     shown = answer.json()["payload"]
     assert (shown["image"], shown["args"]) == (IMAGE, ["--all"])
-    assert shown["resources"]["limits"]["memory"] == "64Mi"
+    assert shown["resources"] == {"requests": {}, "limits": {"memory": "64Mi"}}
 
 
 @pytest.mark.parametrize(
