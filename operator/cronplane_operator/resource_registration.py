@@ -137,17 +137,23 @@ class ResourceRegistration:
 
     def _is_any_missing(self, crons: Collection[ResourceCron]) -> bool:
         """Say whether a resource is missing of which it is not known yet that it is gone."""
-        present = self._resources.by_uid()
-        uids = [cron.resource.uid for cron in crons if cron.resource.uid is not None]
-        return any(uid not in present and self._absences.get(uid, 0) < LISTS_UNTIL_GONE for uid in uids)
+        missing = (uid for cron in crons if (uid := self._missing_uid(cron)) is not None)
+        return any(self._absences.get(uid, 0) < LISTS_UNTIL_GONE for uid in missing)
+
+    def _missing_uid(self, cron: ResourceCron) -> str | None:
+        """Give the UID of a cron's resource if it is not where it was; nothing is missed where nobody can look."""
+        place = cron.resource
+        if place.uid is None or place.namespace in self._resources.unlisted:
+            return None
+        found = self._resources.at(namespace=place.namespace, name=place.name)
+        return None if found is not None and found["metadata"]["uid"] == place.uid else place.uid
 
     async def _judge_list(self, crons: Collection[ResourceCron]) -> None:
         """Count from how many lists in a row each known resource was missing, and see what there still is beside."""
         lists = self._resources.lists
         self._scopes = await self._read_scopes()
         self._lists = lists
-        present = self._resources.by_uid()
-        missing = [cron.resource.uid for cron in crons if cron.resource.uid and cron.resource.uid not in present]
+        missing = [uid for cron in crons if (uid := self._missing_uid(cron)) is not None]
         self._absences = {uid: self._absences.get(uid, 0) + 1 for uid in missing}
 
     async def _read_scopes(self) -> dict[str, str]:

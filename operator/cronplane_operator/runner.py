@@ -416,7 +416,6 @@ class Term:
                     busy=parts.pool.busy,
                     next_fire_lag=self._next_fire_lag(parts),
                     next_fire=_next_fire(parts),
-                    running=parts.dispatcher.running,
                 )
             )
             await asyncio.sleep(_OBSERVE_PAUSE)
