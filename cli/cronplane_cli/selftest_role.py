@@ -1,11 +1,9 @@
 """Tries an installation as a user would: a cron is registered, run, looked at with Kubernetes' eyes, and removed.
 
-It leaves nothing behind, whatever fails. Whether the run has to have had a pod, the settings of the entry say, as they
-do for the operator.
+It leaves nothing behind, whatever fails. Whether the run has to have had a pod is what the API says of its entry.
 """
 
 import asyncio
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +18,6 @@ from cronplane_core.kubernetes_client import CRONS, Body, KubernetesClient, Reso
 from cronplane_core.log import configure_logging
 from cronplane_core.settings import LogSettings, SelftestSettings
 from cronplane_entries.core import ExecutionMode
-from cronplane_entries.entry_settings import read_execution_modes
-from cronplane_entries.registry import CRON_REGISTRY, load_entries
 
 _ENTRY = "dummy_print"
 # It is only ever triggered: the next of its fires is as far away as may be.
@@ -40,9 +36,7 @@ def run() -> Iterator[str]:
     """
     configure_logging(read_settings(LogSettings))
     settings = read_settings(SelftestSettings)
-    load_entries()
-    is_in_pod = read_execution_modes(os.environ, CRON_REGISTRY)[_ENTRY] is ExecutionMode.POD
-    return _Selftest(settings, is_in_pod=is_in_pod).run()
+    return _Selftest(settings).run()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +51,8 @@ class _Cron:
 
 
 class _Selftest:
-    def __init__(self, settings: SelftestSettings, *, is_in_pod: bool) -> None:
+    def __init__(self, settings: SelftestSettings) -> None:
         self._settings = settings
-        self._is_in_pod = is_in_pod
         self._give_up = time.monotonic() + settings.selftest_patience.total_seconds()
 
     def run(self) -> Iterator[str]:
@@ -117,7 +110,7 @@ class _Selftest:
             waiting_for=lambda: f"the resource {cron.namespace}/{cron.name} does not tell of the run",
         )
         job = resource.get("job")
-        if job is None and self._is_in_pod:
+        if job is None and _runs_in_pod(cron.client):
             raise CommandError("The run had no Job, although its entry runs in pods: look at the operator's log")
         yield f"kubectl get cron {cron.name} -n {cron.namespace} tells of it" + (
             f"; its Job was {job}." if job else "."
@@ -165,6 +158,12 @@ async def _read_cron(settings: SelftestSettings, cron: _Cron) -> Body | None:
             return await kubernetes.get(CRONS, name=cron.name, namespace=cron.namespace)
         except ResourceNotFoundError:
             return None
+
+
+def _runs_in_pod(client: Administration) -> bool:
+    return any(
+        entry["name"] == _ENTRY and entry["execution"] == ExecutionMode.POD for entry in client.list_entrypoints()
+    )
 
 
 def _last_run(resource: Body | None, *, run_id: str) -> Body | None:

@@ -148,7 +148,8 @@ def selftest(
     key = secrets.token_urlsafe(32)
     with socket.create_server((EVERYWHERE, 0)) as reserved:
         port = reserved.getsockname()[1]
-    api = {"host": EVERYWHERE, "port": port, "pod_attempts": True, "kubeconfig": installation.api_kubeconfig}
+    in_pods = {"entry_dummy_print_execution": "pod"}
+    api = {"host": EVERYWHERE, "port": port, "pod_attempts": True, "kubeconfig": installation.api_kubeconfig, **in_pods}
 
     def selftest(*, with_operator: bool = True, **settings: object) -> subprocess.Popen[str]:
         start_process("api", installation_key=key, **api).log.wait_for("Uvicorn running on")
@@ -158,7 +159,7 @@ def selftest(
                 run_namespace=installation.runs,
                 run_service_account=f"{installation.name}-run",
                 run_api_url=f"http://{host}:{port}",
-                entry_dummy_print_execution="pod",
+                **in_pods,
             )
         asked = {
             "url": f"http://127.0.0.1:{port}",
@@ -166,7 +167,6 @@ def selftest(
             "selftest_organization": "acme",
             "release_namespace": installation.namespace,
             "namespaces": json.dumps({installation.tenant: "acme"}),
-            "entry_dummy_print_execution": "pod",
         }
         return start("selftest", kubeconfig=kubeconfig, **asked | settings)
 
