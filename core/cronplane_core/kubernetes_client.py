@@ -88,6 +88,7 @@ class ResourceKind:
 
 CRONS = ResourceKind(group="crons.cronplane.dev", version="v1alpha1", plural="crons")
 RUNNERS = ResourceKind(group="crons.cronplane.dev", version="v1alpha1", plural="runners")
+CRONJOBS = ResourceKind(group="batch", version="v1", plural="cronjobs")
 JOBS = ResourceKind(group="batch", version="v1", plural="jobs")
 PODS = ResourceKind(group="", version="v1", plural="pods")
 NAMESPACES = ResourceKind(group="", version="v1", plural="namespaces")
