@@ -233,7 +233,7 @@ def test_pods_of_runs_are_told_what_their_entries_are_but_no_secret() -> None:
     profiles = json.loads(settings(render(EVERYTHING), OPERATOR)["CRONPLANE_POD_PROFILES"])
     told = {
         "CRONPLANE_ENTRY_HTTP_REQUEST_ALLOWED_HOSTS": "reports.internal:8080",
-        "CRONPLANE_ENTRY_HTTP_REQUEST_SECRETS": '{"reports_key":{"hosts":["a.example"]}}',
+        "CRONPLANE_ENTRY_HTTP_REQUEST_SECRETS": '{"reports_key":{"hosts":["a.example"],"organizations":"*"}}',
     }
     assert profiles["default"]["environment"] == told
     assert profiles["large"]["environment"] == told | {"MODE": "batch"}
