@@ -26,6 +26,8 @@ CHART = ROOT / "helm" / "cronplane"
 # Seconds; generous, since it only keeps a test from waiting forever.
 HANG_GUARD = 60
 RELEASE = "test"
+# API and operator are processes of the tests, not pods of the chart.
+ACCOUNTS_AND_DEFINITIONS = ["api-rights", "operator-rights", "run-account", "crds"]
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - pods come from elsewhere
 _KUBECTL = shutil.which("kubectl") or "kubectl"
 _HELM = shutil.which("helm") or "helm"
@@ -73,10 +75,11 @@ def kubectl() -> Kubectl:
 
 @pytest.fixture
 def apply_chart(kubectl: Kubectl) -> Callable[..., None]:
-    """Apply what the chart makes of these values, in a namespace."""
+    """Apply the accounts, rights and definitions that the chart makes of these values, in a namespace."""
 
     def apply(namespace: str, values: dict[str, Any]) -> None:
-        options = ["--namespace", namespace, "--kube-version", "1.34", "--values", "-"]
+        only = [f"--show-only=templates/{name}.yaml" for name in ACCOUNTS_AND_DEFINITIONS]
+        options = [*only, "--namespace", namespace, "--kube-version", "1.34", "--values", "-"]
         rendered = subprocess.run(
             [_HELM, "template", RELEASE, str(CHART), *options],
             input=json.dumps(values),
@@ -100,8 +103,8 @@ def installation(
     for each in (namespace, tenant, runs):
         kubectl("create", "namespace", each)
     kubectl("label", "namespace", runs, "pod-security.kubernetes.io/enforce=restricted")
-    mapped = [{"namespace": tenant, "organization": str(organization.id)}]
-    apply_chart(namespace, {"namespaces": mapped, "runNamespace": runs})
+    organizations = {organization.name: {"namespaces": [tenant]}}
+    apply_chart(namespace, {"fullnameOverride": RELEASE, "organizations": organizations, "runs": {"namespace": runs}})
     kubectl.wait("condition=Established", "crd/crons.crons.cronplane.dev", "crd/runners.crons.cronplane.dev")
     files = {role: tmp_path / f"{role}-kubeconfig" for role in ("operator", "api")}
     for role, file in files.items():
