@@ -40,7 +40,7 @@ EVERYTHING: Document = {
             "execution": "pod",
             "settings": {
                 "ALLOWED_HOSTS": "reports.internal:8080",
-                "SECRETS": {"reports_key": {"hosts": ["a.example"]}},
+                "SECRETS": {"reports_key": {"hosts": ["a.example"], "organizations": "*"}},
             },
             "secrets": {"SECRET_REPORTS_KEY": {"name": "reports", "key": "token"}},
             "egress": [{"to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}], "ports": [{"port": 443}]}],

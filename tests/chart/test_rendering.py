@@ -233,12 +233,19 @@ def test_pods_of_runs_are_told_what_their_entries_are_but_no_secret() -> None:
     profiles = json.loads(settings(render(EVERYTHING), OPERATOR)["CRONPLANE_POD_PROFILES"])
     told = {
         "CRONPLANE_ENTRY_HTTP_REQUEST_ALLOWED_HOSTS": "reports.internal:8080",
-        "CRONPLANE_ENTRY_HTTP_REQUEST_SECRETS": '{"reports_key":{"hosts":["a.example"]}}',
+        "CRONPLANE_ENTRY_HTTP_REQUEST_SECRETS": '{"reports_key":{"hosts":["a.example"],"organizations":"*"}}',
     }
     assert profiles["default"]["environment"] == told
     assert profiles["large"]["environment"] == told | {"MODE": "batch"}
     assert profiles["large"]["secret_files"] == {"certificates": "/certificates"}
     assert "HTTP_REQUEST_SECRET_" not in json.dumps(profiles)
+
+
+def test_containers_of_tenants_are_told_nothing_of_entries() -> None:
+    values = EVERYTHING | {"runs": {"profiles": {"container": {"environment": {"REGION": "north"}, "runAsUser": 1000}}}}
+    profiles = json.loads(settings(render(values), OPERATOR)["CRONPLANE_POD_PROFILES"])
+    assert profiles["container"] == {"environment": {"REGION": "north"}, "run_as_user": 1000}
+    assert "CRONPLANE_ENTRY_HTTP_REQUEST_SECRETS" in profiles["default"]["environment"]
 
 
 def test_settings_of_entries_are_those_of_both_roles_and_secret_ones_come_from_secrets() -> None:

@@ -14,6 +14,9 @@ from cronplane_core.settings import (
     RegistrationSettings,
     RunnerSettings,
 )
+from cronplane_entries.core import ExecutionMode
+from cronplane_entries.entry_settings import read_entry_settings, read_execution_modes
+from cronplane_entries.registry import CRON_REGISTRY, load_entries
 from tests.chart.rendering import EVERYTHING, Document, Manifests, render, variables
 
 SECRET = "postgresql://nobody@nowhere/nothing"
@@ -59,6 +62,17 @@ def test_the_processes_have_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) 
     large = pods.pod_profiles["large"]
     assert (large.service_account, large.runtime_class, large.priority_class) == ("large", "gvisor", "low")
     assert large.tolerations == [{"operator": "Exists"}]
+
+
+@pytest.mark.parametrize("pod", [API, OPERATOR])
+def test_entries_take_the_settings_that_they_are_given(pod: str) -> None:
+    load_entries()
+    told = environment(render(EVERYTHING), pod)
+    settings = read_entry_settings(told, CRON_REGISTRY)
+    assert settings["container"].keys() == {"images", "limits"}
+    assert settings["http_request"].keys() == {"allowed_hosts", "secrets", "secret_reports_key"}
+    modes = read_execution_modes(told, CRON_REGISTRY)
+    assert {modes["http_request"], modes["dummy_print"], modes["container"]} == {ExecutionMode.POD}
 
 
 def test_the_migration_reads_what_its_pod_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,8 @@ CRONPLANE_ENTRY_CONTAINER_{{ $key }}: {{ toJson $value | quote }}
 {{- end }}
 {{- end -}}
 
-{{- /* What a pod of a run is told of its entry: the same, without where entries run, as that is decided by then. */ -}}
+{{- /* What a pod of a run is told of its entry: the same, without where entries run, as that is decided by then. In pods of
+the profile `container` runs what tenants ask for: they are told nothing of anybody's entries. */ -}}
 {{- define "cronplane.podProfiles" -}}
 {{- $told := dict -}}
 {{- range $entry, $given := .Values.entries -}}
@@ -69,7 +70,9 @@ CRONPLANE_ENTRY_CONTAINER_{{ $key }}: {{ toJson $value | quote }}
 {{- range $key, $value := $given -}}
 {{- $_ := set $profile (snakecase $key) $value -}}
 {{- end -}}
+{{- if ne $name "container" -}}
 {{- $_ := set $profile "environment" (merge (dict) (get $profile "environment" | default dict) $told) -}}
+{{- end -}}
 {{- $_ := set $profiles $name $profile -}}
 {{- end -}}
 {{- toJson $profiles -}}
