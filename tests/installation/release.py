@@ -38,9 +38,9 @@ class Release:
     def __post_init__(self) -> None:
         object.__setattr__(self, "kubectl", Kubectl(namespace=self.namespace, patience=PATIENCE))
 
-    def install(self, values: Mapping[str, Any] | None = None) -> str:
+    def install(self, *options: str, values: Mapping[str, Any] | None = None) -> str:
         """Install the chart; gives its notes."""
-        said = self._helm("install", self.name, str(CHART), *_WAITING, values=values or {})
+        said = self._helm("install", self.name, str(CHART), *_WAITING, *options, values=values or {})
         return said.stdout.partition("NOTES:\n")[2]
 
     def upgrade(self, values: Mapping[str, Any]) -> None:

@@ -16,6 +16,8 @@ from tests.installation.release import HelmError, Release
 from tests.kubectl import Kubectl
 
 COMMAND = Path(sys.executable).with_name("cronplane")
+# The definitions may still be those of a release before, which kept them.
+TAKE_OVER = "--take-ownership"
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - pods come from elsewhere
 
 
@@ -79,7 +81,7 @@ def keep_addresses(release: Release, server: dict[str, str]) -> Callable[..., No
 def installed(release: Release, values: dict[str, Any], keep_addresses: Callable[..., None]) -> Release:
     release.remove()
     keep_addresses()
-    release.install(values)
+    release.install(TAKE_OVER, values=values)
     return release
 
 
@@ -88,7 +90,7 @@ def test_a_migration_that_fails_fails_the_release_and_says_why(
 ) -> None:
     keep_addresses(**{"owner-url": server["owner-url"].replace("cronplane:", "cronplane:not-")})
     with pytest.raises(HelmError, match="password authentication failed"):
-        release.install(values)
+        release.install(TAKE_OVER, values=values)
     assert release.kubectl("get", "deployments", "--output=name") == "", "no new code is started"
 
 
