@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from itertools import pairwise
+from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
@@ -25,6 +26,14 @@ FIRES = """
     FROM scheduler.cron_runs AS run JOIN scheduler.cron_jobs AS cron ON cron.id = run.cron_id
     WHERE cron.entrypoint = 'greeting' AND run.trigger_kind = 'schedule'
     GROUP BY run.scheduled_for, run.status ORDER BY run.scheduled_for
+"""
+DATABASE_POD = "cronplane-database-0"
+# As docs/backup.md has them.
+BACKUP = 'pg_dump --format=custom "postgresql://cronplane:$CRONPLANE_POSTGRES_OWNER_PASSWORD@localhost/cronplane"'
+RESTORE = """
+    url="postgresql://cronplane:$CRONPLANE_POSTGRES_OWNER_PASSWORD@localhost/cronplane"
+    psql "$url" -c "DROP SCHEMA IF EXISTS scheduler CASCADE" &&
+    pg_restore --no-owner --no-privileges --exit-on-error --dbname="$url"
 """
 EVERYTHING = ("statefulset/cronplane-database", "deployment/cronplane-api", "deployment/cronplane-operator")
 
@@ -244,13 +253,40 @@ def take_every_api_pod(release: Release, values: dict[str, Any]) -> None:
 
 
 def take_the_database(release: Release, values: dict[str, Any]) -> None:
-    release.kubectl("delete", "pod/cronplane-database-0")
+    release.kubectl("delete", f"pod/{DATABASE_POD}")
     release.until_rolled_out(*EVERYTHING)
 
 
 def restart_everything(release: Release, values: dict[str, Any]) -> None:
     release.kubectl("rollout", "restart", *EVERYTHING)
     release.until_rolled_out(*EVERYTHING)
+
+
+def test_a_backup_is_restored_as_the_docs_say(
+    *, release: Release, extended: dict[str, Any], api: RestClient, organization_id: str, tmp_path: Path
+) -> None:
+    register(api, organization_id, "greeting", {"name": "Ada"}, name="before-the-backup")
+    with (tmp_path / "dump").open("wb") as dump:
+        subprocess.run(release.kubectl.command("exec", DATABASE_POD, "--", "sh", "-c", BACKUP), stdout=dump, check=True)
+    register(api, organization_id, "greeting", {"name": "Bob"}, name="after-the-backup")
+    release.kubectl.wait("create", "cron/after-the-backup")
+
+    release.kubectl("scale", "--replicas=0", *EVERYTHING[1:])
+    for role in ("api", "operator"):
+        release.kubectl.wait("delete", "pods", f"--selector=app.kubernetes.io/component={role}")
+    with (tmp_path / "dump").open("rb") as dump:
+        restore = release.kubectl.command("exec", "--stdin", DATABASE_POD, "--", "sh", "-c", RESTORE)
+        subprocess.run(restore, stdin=dump, stdout=subprocess.DEVNULL, check=True)
+    mirrors = f"crons.cronplane.dev/installation={release.namespace}-cronplane,crons.cronplane.dev/cron-id"
+    release.kubectl("delete", "crons", f"--selector={mirrors}")
+    release.kubectl("delete", "jobs", "--selector=app.kubernetes.io/component=migration")
+    release.upgrade(extended)
+
+    registered = {cron["name"] for cron in api.get(f"/crons/{organization_id}", limit="100")["items"]}
+    assert registered & {"before-the-backup", "after-the-backup"} == {"before-the-backup"}
+    release.kubectl.wait("create", "cron/before-the-backup")
+    assert "after-the-backup" not in names(release, "crons")
+    assert release.check() == ""
 
 
 def test_what_people_applied_and_the_data_outlive_the_installation(
