@@ -52,7 +52,7 @@ def queue(engine: AsyncEngine, add_cron: Any) -> Callable[..., Any]:
 def start_attempt(start_process: Any, token_keys: str, tmp_path: Path) -> Callable[..., Any]:
     """Start the process of a run's first attempt, with an API for it."""
 
-    def start(run: Run) -> Any:
+    def start(run: Run, *, entrypoint: str = "no_op", **settings: object) -> Any:
         claims = TokenClaims(
             purpose=Purpose.ATTEMPT,
             organization_id=run.organization_id,
@@ -70,6 +70,8 @@ def start_attempt(start_process: Any, token_keys: str, tmp_path: Path) -> Callab
             attempt=1,
             attempt_token_file=token_file,
             attempt_location="a-pod",
+            attempt_entrypoint=entrypoint,
+            **settings,
         )
 
     return start
@@ -101,6 +103,15 @@ def run_of(database: Any) -> tuple[Any, ...]:
 def output_of(database: Any) -> str:
     [[output]] = database.execute("SELECT output FROM scheduler.cron_attempts")
     return str(output)
+
+
+async def test_settings_of_another_entry_whose_secret_is_not_here_keep_nothing_from_running(
+    queue: Any, start_attempt: Any, database: Any
+) -> None:
+    run = await queue("dummy_print", {"message": "hello"})
+    attempt = start_attempt(run, entrypoint="dummy_print", entry_agent_inference_base_url="http://agents")
+    assert await exit_code(attempt) == 0
+    assert run_of(database) == ("completed", "Completed", 1)
 
 
 @pytest.mark.parametrize(("entrypoint", "payload", "status", "reason"), ENDS)
