@@ -108,8 +108,8 @@ def output_of(database: Any) -> str:
 async def test_settings_of_another_entry_whose_secret_is_not_here_keep_nothing_from_running(
     queue: Any, start_attempt: Any, database: Any
 ) -> None:
-    run = await queue("dummy_print", {"message": "hello"})
-    attempt = start_attempt(run, entrypoint="dummy_print", entry_agent_inference_base_url="http://agents")
+    run = await queue("no_op", {})
+    attempt = start_attempt(run, entrypoint="no_op", entry_agent_inference_base_url="http://agents")
     assert await exit_code(attempt) == 0
     assert run_of(database) == ("completed", "Completed", 1)
 
