@@ -131,6 +131,32 @@ def _as_account(kubectl: Kubectl, namespace: str, account: str) -> dict[str, Any
 
 
 @pytest.fixture
+def make_account(kubectl: Kubectl, tmp_path: Path) -> Callable[..., Path]:
+    """Make an account in a namespace with just these rights, a list of rules per namespace; gives its kubeconfig."""
+
+    def make(name: str, *, namespace: str, rights: dict[str, list[dict[str, Any]]]) -> Path:
+        kubectl("create", "serviceaccount", name, "--namespace", namespace)
+        for place, rules in rights.items():
+            metadata = {"name": name, "namespace": place}
+            api_group = "rbac.authorization.k8s.io"
+            role = {"apiVersion": f"{api_group}/v1", "kind": "Role", "metadata": metadata, "rules": rules}
+            binding = {
+                "apiVersion": f"{api_group}/v1",
+                "kind": "RoleBinding",
+                "metadata": metadata,
+                "roleRef": {"apiGroup": api_group, "kind": "Role", "name": name},
+                "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
+            }
+            for body in (role, binding):
+                kubectl("create", "--filename", "-", given=json.dumps(body))
+        file = tmp_path / f"{name}-kubeconfig"
+        file.write_text(json.dumps(_as_account(kubectl, namespace, name)), encoding="utf-8")
+        return file
+
+    return make
+
+
+@pytest.fixture
 def start_operator(installation: Installation, organization: Any, start_process: Any) -> Callable[..., Any]:
     """Start the operator as a process, in the cluster as the chart's account."""
 
