@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from uuid import UUID
 
 from cronplane_core import cron_mirror_repository, cron_source_repository
 from cronplane_core import lease as leases
@@ -27,7 +28,7 @@ from cronplane_core.kubernetes_client import (
 from cronplane_core.settings import KubernetesSettings
 from cronplane_entries.registration import Registrar
 from cronplane_operator.cron_mirror_plan import Refusal, RefusalReason
-from cronplane_operator.cron_resources import CronResources, is_registration
+from cronplane_operator.cron_resources import CronResources
 from cronplane_operator.event_waits import any_set_or_elapsed
 from cronplane_operator.leader_extension import TermContext
 from cronplane_operator.namespace_organizations import NamespaceOrganizations
@@ -38,6 +39,7 @@ from cronplane_operator.resource_registration_plan import (
     RegistrationPlan,
     digest,
     plan,
+    strangers,
 )
 
 CONFIRMATION = "crons.cronplane.dev/confirm-deletions"
@@ -83,6 +85,7 @@ class ResourceRegistration:
         self._registrar = registrar
         self._scopes: dict[str, str] = {}
         self._absences: dict[str, int] = {}
+        self._held: set[UUID] = set()
         self._lists = 0
         self._is_list_due = True
         self._wake = asyncio.Event()
@@ -101,7 +104,9 @@ class ResourceRegistration:
     async def _keep_registering(self, term: TermContext) -> None:
         changed = self._resources.changed.subscribe()
         registrar = ResourceRegistrar(term=term, registrar=self._registrar)
-        self._is_list_due, self._absences = True, {}
+        self._is_list_due, self._absences, self._held = True, {}, set()
+        # What an earlier term has refused may be registered by now, or be another's to judge.
+        self.state.refusals = {}
         backoff = _GATHER
         while True:
             self._wake.clear()
@@ -172,13 +177,13 @@ class ResourceRegistration:
         return None
 
     async def _decide(self, term: TermContext, crons: Collection[ResourceCron]) -> RegistrationPlan:
-        known = {cron.resource.uid for cron in crons}
-        new = [uid for uid, body in self._resources.by_uid().items() if is_registration(body) and uid not in known]
         async with transaction(term.engine) as connection:
-            mirrors = await cron_mirror_repository.read_mirrors_among(connection, uids=new)
+            uids = strangers(self._resources, crons)
+            mirrors = await cron_mirror_repository.read_mirrors_among(connection, uids=uids)
         decided = self._decided(crons, mirrors, confirmed=None)
         if decided.held and (confirmed := await self._confirmation()) is not None:
             decided = self._decided(crons, mirrors, confirmed=confirmed)
+        self._held = {cron.id for cron in decided.held}
         return decided
 
     def _decided(
@@ -191,6 +196,7 @@ class ResourceRegistration:
             organizations=self._organizations.found,
             scopes=self._scopes,
             absences=self._absences,
+            held=self._held,
             confirmed=confirmed,
         )
 

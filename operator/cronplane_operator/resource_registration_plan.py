@@ -57,31 +57,41 @@ def plan(
     organizations: Mapping[str, Organization],
     scopes: Mapping[str, str],
     absences: Mapping[str, int],
+    held: Collection[UUID],
     confirmed: str | None,
 ) -> RegistrationPlan:
     """Compare the resources with the crons that resources define.
 
     `mirrors` are the UIDs of resources that mirror crons of the API, `scopes` those of the namespaces that are there,
-    `absences` says from how many complete lists in a row a UID was missing, and `confirmed` is the digest of crons that
-    may be deleted though they are many.
+    `absences` says from how many complete lists in a row a UID was missing, `held` which crons were held the last time,
+    and `confirmed` is the digest of crons that may be deleted though they are many.
     """
     present = {body["metadata"]["uid"]: body for body in resources}
+    places = {_place(body) for uid, body in present.items() if uid not in mirrors}
     strays = {cron.id for cron in crons if _is_of_another(cron, organizations)}
-    gone = [cron for cron in crons if cron.id not in strays and _is_gone(cron, present, absences)]
-    disabled = [cron for cron in gone if scopes.get(cron.resource.namespace) != cron.resource.scope]
-    lost = [cron for cron in crons if cron.id in strays] + [cron for cron in gone if cron not in disabled]
-    held = _held(lost, crons, confirmed=confirmed)
+    gone = [cron for cron in crons if cron.id not in strays and _is_gone(cron, places, absences)]
+    disabled = [cron for cron in gone if not _is_scope_there(cron, scopes)]
+    lost = [cron for cron in crons if cron.id in strays] + [cron for cron in gone if _is_scope_there(cron, scopes)]
+    kept = _held(lost, crons, before=held, confirmed=confirmed)
     known = {(cron.resource.namespace, cron.resource.name): cron for cron in crons}
     asked = [body for body in present.values() if _asks(body, known.get(_place(body)), mirrors=mirrors, strays=strays)]
     found = [each for body in asked if (each := _registering(body, known, organizations, scopes)) is not None]
     return RegistrationPlan(
         register=tuple(each for each in found if not _is_as_registered(each)),
-        delete=tuple(cron for cron in lost if cron not in held),
+        delete=tuple(cron for cron in lost if cron.id not in kept),
         disable=tuple(disabled),
         moved=tuple(each for each in found if _is_as_registered(each) and _has_moved(each)),
-        held=tuple(held),
+        held=tuple(cron for cron in lost if cron.id in kept),
         unmapped=tuple(body for body in asked if body["metadata"]["namespace"] not in organizations),
     )
+
+
+def strangers(resources: Iterable[Body], crons: Collection[ResourceCron]) -> list[str]:
+    """Name the resources, by their UIDs, that would ask to be registered unless they are mirrors."""
+    known = {cron.resource.uid for cron in crons}
+    places = {(cron.resource.namespace, cron.resource.name) for cron in crons}
+    unknown = [body for body in resources if body["metadata"]["uid"] not in known]
+    return [body["metadata"]["uid"] for body in unknown if is_registration(body) or _place(body) in places]
 
 
 def digest(crons: Iterable[ResourceCron]) -> str:
@@ -90,9 +100,14 @@ def digest(crons: Iterable[ResourceCron]) -> str:
     return hashlib.sha256(names.encode()).hexdigest()[:_DIGEST_LENGTH]
 
 
-def _is_gone(cron: ResourceCron, present: Mapping[str, Body], absences: Mapping[str, int]) -> bool:
-    uid = cron.resource.uid
-    return uid is not None and uid not in present and absences.get(uid, 0) >= LISTS_UNTIL_GONE
+def _is_gone(cron: ResourceCron, places: Collection[tuple[str, str]], absences: Mapping[str, int]) -> bool:
+    """Say whether a cron has lost its resource; one that was put in its place has the cron, also if it is refused."""
+    place, uid = (cron.resource.namespace, cron.resource.name), cron.resource.uid
+    return uid is not None and place not in places and absences.get(uid, 0) >= LISTS_UNTIL_GONE
+
+
+def _is_scope_there(cron: ResourceCron, scopes: Mapping[str, str]) -> bool:
+    return scopes.get(cron.resource.namespace) == cron.resource.scope
 
 
 def _is_of_another(cron: ResourceCron, organizations: Mapping[str, Organization]) -> bool:
@@ -102,14 +117,21 @@ def _is_of_another(cron: ResourceCron, organizations: Mapping[str, Organization]
 
 
 def _held(
-    lost: Collection[ResourceCron], crons: Collection[ResourceCron], *, confirmed: str | None
-) -> list[ResourceCron]:
-    """Give the crons that lost their resources together with too many others of their namespace."""
+    lost: Collection[ResourceCron],
+    crons: Collection[ResourceCron],
+    *,
+    before: Collection[UUID],
+    confirmed: str | None,
+) -> set[UUID]:
+    """Give the crons that lost their resources together with too many others of their namespace.
+
+    While the others get theirs back, one by one, what is left of them is not taken for an intention.
+    """
     counts = Counter(cron.resource.namespace for cron in lost)
     all_of = Counter(cron.resource.namespace for cron in crons if cron.resource.uid is not None)
     many = {name for name, count in counts.items() if count > _MANY and 2 * count > all_of[name]}
-    held = [cron for cron in lost if cron.resource.namespace in many]
-    return [] if digest(held) == confirmed else held
+    held = [cron for cron in lost if cron.resource.namespace in many or cron.id in before]
+    return set() if digest(held) == confirmed else {cron.id for cron in held}
 
 
 def _asks(body: Body, cron: ResourceCron | None, *, mirrors: Collection[str], strays: Collection[UUID]) -> bool:
