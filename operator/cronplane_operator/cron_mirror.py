@@ -367,4 +367,4 @@ class CronMirror:
         await self._pacer.wait()
         with suppress(ResourceNotFoundError, ResourceConflictError):
             await self._client.delete(CRONS, name=place.name, namespace=place.namespace, uid=uid)
-        self._resources.removed(namespace=place.namespace, name=place.name)
+        self._resources.removed(namespace=place.namespace, name=place.name, uid=uid)

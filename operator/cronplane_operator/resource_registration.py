@@ -28,7 +28,7 @@ from cronplane_core.kubernetes_client import (
 from cronplane_core.settings import KubernetesSettings
 from cronplane_entries.registration import Registrar
 from cronplane_operator.cron_mirror_plan import Refusal, RefusalReason
-from cronplane_operator.cron_resources import CronResources
+from cronplane_operator.cron_resources import CRON_DEFINITION, CronResources
 from cronplane_operator.event_waits import any_set_or_elapsed
 from cronplane_operator.leader_extension import TermContext
 from cronplane_operator.namespace_organizations import NamespaceOrganizations
@@ -43,7 +43,6 @@ from cronplane_operator.resource_registration_plan import (
 )
 
 CONFIRMATION = "crons.cronplane.dev/confirm-deletions"
-_DEFINITION = f"crons.{RUNNERS.group}"
 # Seconds. What was refused may be taken by now, and what nobody told of is found.
 _COMPARISON_INTERVAL = 60.0
 # What comes within this many seconds is registered together.
@@ -163,7 +162,7 @@ class ResourceRegistration:
 
     async def _read_scopes(self) -> dict[str, str]:
         """Name with what the resources of each namespace would go: their definition, and the namespace itself."""
-        definition = await self._lasting(RESOURCE_DEFINITIONS, _DEFINITION)
+        definition = await self._lasting(RESOURCE_DEFINITIONS, CRON_DEFINITION)
         if definition is None:
             return {}
         found = {name: await self._lasting(NAMESPACES, name) for name in self._resources.namespaces}
