@@ -24,6 +24,9 @@ class Failpoint(enum.StrEnum):
     LEASE_RENEWAL = "lease-renewal"
     LEASE_RELEASE = "lease-release"
     HAND_BACK_COMMIT = "hand-back-commit"
+    JOB_START_COMMIT = "job-start-commit"
+    JOB_START_COMMITTED = "job-start-committed"
+    JOB_RESUMED = "job-resumed"
 
 
 Handler = Callable[[str], None]

@@ -47,6 +47,8 @@ CONFIRMATION = "crons.cronplane.dev/confirm-deletions"
 _COMPARISON_INTERVAL = 60.0
 # What comes within this many seconds is registered together.
 _GATHER = 0.3
+# Between the lists that a deletion takes: who deletes many needs some time for it.
+_LIST_PAUSE = 5.0
 # Between two questions whether deletions are confirmed.
 _HELD_PAUSE = 5.0
 _LONGEST_BACKOFF = 30.0
@@ -87,7 +89,9 @@ class ResourceRegistration:
         self._held: set[UUID] = set()
         self._lists = 0
         self._is_list_due = True
+        self._list_again_at = 0.0
         self._wake = asyncio.Event()
+        self._changed = resources.changed.subscribe()
         self.state = RegistrationState()
 
     def namespace_seen(self, name: str) -> None:
@@ -101,7 +105,6 @@ class ResourceRegistration:
         return [self._keep_registering(term)]
 
     async def _keep_registering(self, term: TermContext) -> None:
-        changed = self._resources.changed.subscribe()
         registrar = ResourceRegistrar(term=term, registrar=self._registrar)
         self._is_list_due, self._absences, self._held = True, {}, set()
         # What an earlier term has refused may be registered by now, or be another's to judge.
@@ -109,7 +112,7 @@ class ResourceRegistration:
         backoff = _GATHER
         while True:
             self._wake.clear()
-            changed.clear()
+            self._changed.clear()
             try:
                 pause = await self._compare(term, registrar)
                 self.state.trouble = self.state.trouble_reason = ""
@@ -119,7 +122,7 @@ class ResourceRegistration:
                 self._is_list_due = True
                 backoff = pause = min(2 * backoff, _LONGEST_BACKOFF)
             await asyncio.sleep(backoff)
-            await any_set_or_elapsed(self._wake, changed, seconds=pause)
+            await any_set_or_elapsed(self._wake, self._changed, seconds=pause)
 
     async def _compare(self, term: TermContext, registrar: ResourceRegistrar) -> float:
         """Compare once, and do what is to be done; gives the seconds until the next time, if nobody tells."""
@@ -127,17 +130,25 @@ class ResourceRegistration:
             now = await leases.check(connection, lease=term.lease)
             await self._organizations.read(connection)
             crons = await cron_source_repository.read_all(connection)
-        if self._is_list_due or self._is_any_missing(crons):
-            with suppress(ResourceNotFoundError):
-                await self._resources.list()
-            self._is_list_due = False
+        time = asyncio.get_running_loop().time
+        if self._is_list_due or (self._is_any_missing(crons) and time() >= self._list_again_at):
+            await self._list()
+            self._list_again_at = time() + _LIST_PAUSE
         if is_list_new := self._lists != self._resources.lists:
             await self._judge_list(crons)
         decided = await self._decide(term, crons)
         await self._carry_out(registrar, decided, now=now, again=is_list_new)
         if decided.register or decided.delete or decided.disable:
             term.crons_changed.set()
+        if self._is_any_missing(crons):
+            return max(self._list_again_at - time(), 0.0)
         return _HELD_PAUSE if decided.held else _COMPARISON_INTERVAL
+
+    async def _list(self) -> None:
+        # Without their definition there is none of them, which is a complete list, too.
+        with suppress(ResourceNotFoundError):
+            await self._resources.list()
+        self._is_list_due = False
 
     def _is_any_missing(self, crons: Collection[ResourceCron]) -> bool:
         """Say whether a resource is missing of which it is not known yet that it is gone."""

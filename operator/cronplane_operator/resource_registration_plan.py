@@ -69,11 +69,11 @@ def plan(
     present = {body["metadata"]["uid"]: body for body in resources}
     places = {_place(body) for uid, body in present.items() if uid not in mirrors}
     strays = {cron.id for cron in crons if _is_of_another(cron, organizations)}
-    gone = [cron for cron in crons if cron.id not in strays and _is_gone(cron, places, absences)]
+    gone = [cron for cron in _gone(crons, places, absences) if cron.id not in strays]
     disabled = [cron for cron in gone if not _is_scope_there(cron, scopes)]
     lost = [cron for cron in crons if cron.id in strays] + [cron for cron in gone if _is_scope_there(cron, scopes)]
     kept = _held(lost, crons, before=held, confirmed=confirmed)
-    known = {(cron.resource.namespace, cron.resource.name): cron for cron in crons}
+    known = {_place_of(cron): cron for cron in crons}
     asked = [body for body in present.values() if _asks(body, known.get(_place(body)), mirrors=mirrors, strays=strays)]
     found = [each for body in asked if (each := _registering(body, known, organizations, scopes)) is not None]
     return RegistrationPlan(
@@ -89,7 +89,7 @@ def plan(
 def strangers(resources: Iterable[Body], crons: Collection[ResourceCron]) -> list[str]:
     """Name the resources, by their UIDs, that would ask to be registered unless they are mirrors."""
     known = {cron.resource.uid for cron in crons}
-    places = {(cron.resource.namespace, cron.resource.name) for cron in crons}
+    places = {_place_of(cron) for cron in crons}
     unknown = [body for body in resources if body["metadata"]["uid"] not in known]
     return [body["metadata"]["uid"] for body in unknown if is_registration(body) or _place(body) in places]
 
@@ -100,10 +100,19 @@ def digest(crons: Iterable[ResourceCron]) -> str:
     return hashlib.sha256(names.encode()).hexdigest()[:_DIGEST_LENGTH]
 
 
-def _is_gone(cron: ResourceCron, places: Collection[tuple[str, str]], absences: Mapping[str, int]) -> bool:
-    """Say whether a cron has lost its resource; one that was put in its place has the cron, also if it is refused."""
-    place, uid = (cron.resource.namespace, cron.resource.name), cron.resource.uid
-    return uid is not None and place not in places and absences.get(uid, 0) >= LISTS_UNTIL_GONE
+def _gone(
+    crons: Collection[ResourceCron], places: Collection[tuple[str, str]], absences: Mapping[str, int]
+) -> list[ResourceCron]:
+    """Give the crons whose resources are gone; of a namespace that is still losing some, none yet.
+
+    Who deletes many deletes them one after the other, and only together do they show as many. A resource in the place
+    of one that is gone has its cron, also while it is refused.
+    """
+    missing = [cron for cron in crons if cron.resource.uid is not None and _place_of(cron) not in places]
+    losing = {
+        cron.resource.namespace for cron in missing if absences.get(cron.resource.uid or "", 0) < LISTS_UNTIL_GONE
+    }
+    return [cron for cron in missing if cron.resource.namespace not in losing]
 
 
 def _is_scope_there(cron: ResourceCron, scopes: Mapping[str, str]) -> bool:
@@ -174,3 +183,7 @@ def _has_moved(registering: Registering) -> bool:
 
 def _place(body: Body) -> tuple[str, str]:
     return body["metadata"]["namespace"], body["metadata"]["name"]
+
+
+def _place_of(cron: ResourceCron) -> tuple[str, str]:
+    return cron.resource.namespace, cron.resource.name
