@@ -112,14 +112,18 @@ class CronResources:
                 return False
             del self._bodies[_key(body)]
         elif _is_newer(body, known):
-            self.written(body)
+            self._keep(body)
         else:
             return False
         self.changed.set()
         return True
 
     def written(self, body: Body) -> None:
-        """Take in what became of a resource by our own hand, which is news to nobody."""
+        """Take in what became of a resource by our own hand, which is news to nobody, unless it is known by now."""
+        if _is_newer(body, self._bodies.get(_key(body))):
+            self._keep(body)
+
+    def _keep(self, body: Body) -> None:
         self._bodies[_key(body)] = _kept(body)
         self._news.add(_key(body))
 

@@ -8,7 +8,7 @@ resource, with definition and namespace still the same.
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from uuid import UUID
 
@@ -204,6 +204,7 @@ class ResourceRegistration:
             crons=crons,
             mirrors=mirrors,
             organizations=self._organizations.found,
+            mapped=self._settings.namespaces,
             scopes=self._scopes,
             absences=self._absences,
             held=self._held,
@@ -242,14 +243,27 @@ class ResourceRegistration:
     ) -> dict[str, Refusal]:
         """Register what there is to register; what was refused as it is now is tried only `again`."""
         refusals: dict[str, Refusal] = {}
+        full: dict[UUID, Refusal] = {}
         room = asyncio.Semaphore(_AT_ONCE)
+
+        async def judge(each: Registering) -> Refusal | None:
+            organization_id, generation = each.organization.id, each.resource.generation
+            if each.cron is None and organization_id in full:
+                # Each would have all crons of the organization counted, to be told the same.
+                return replace(full[organization_id], generation=generation)
+            refusal = await registrar.register(each, now=now)
+            if refusal is not None and refusal.reason is RefusalReason.QUOTA_EXCEEDED:
+                full[organization_id] = refusal
+            return refusal
 
         async def register(each: Registering) -> None:
             uid = str(each.resource.uid)
             refusal = None if again else self.state.refusals.get(uid)
             if refusal is None or refusal.generation != each.resource.generation:
                 async with room:
-                    refusal = await registrar.register(each, now=now)
+                    # What is refused at once never waits, and thousands of those would hold up whatever is due.
+                    await asyncio.sleep(0)
+                    refusal = await judge(each)
             if refusal is not None:
                 refusals[uid] = refusal
 

@@ -15,6 +15,7 @@ from cronplane_core.cron_repository import DefiningResource
 from cronplane_core.cron_source_repository import ResourceCron
 from cronplane_core.kubernetes_client import Body
 from cronplane_core.organization_repository import Organization
+from cronplane_operator.cron_mirror_plan import RefusalReason
 from cronplane_operator.cron_resources import is_registration
 
 # Complete lists that a resource has to be missing from until it is gone.
@@ -55,6 +56,7 @@ def plan(
     crons: Collection[ResourceCron],
     mirrors: Collection[str],
     organizations: Mapping[str, Organization],
+    mapped: Collection[str],
     scopes: Mapping[str, str],
     absences: Mapping[str, int],
     held: Collection[UUID],
@@ -62,15 +64,18 @@ def plan(
 ) -> RegistrationPlan:
     """Compare the resources with the crons that resources define.
 
-    `mirrors` are the UIDs of resources that mirror crons of the API, `scopes` those of the namespaces that are there,
-    `absences` says from how many complete lists in a row a UID was missing, `held` which crons were held the last time,
-    and `confirmed` is the digest of crons that may be deleted though they are many.
+    `mirrors` are the UIDs of resources that mirror crons of the API, `mapped` the namespaces of the settings,
+    `organizations` those of them that there are, and `scopes` those of the namespaces that are there. `absences` says
+    from how many complete lists in a row a UID was missing, `held` which crons were held the last time, and `confirmed`
+    is the digest of crons that may be deleted though they are many.
     """
     present = {body["metadata"]["uid"]: body for body in resources}
     places = {_place(body) for uid, body in present.items() if uid not in mirrors}
     strays = {cron.id for cron in crons if _is_of_another(cron, organizations)}
-    gone = [cron for cron in _gone(crons, places, absences) if cron.id not in strays]
-    disabled = [cron for cron in gone if not _is_scope_there(cron, scopes)]
+    cut_off = [cron for cron in crons if cron.resource.uid is not None and cron.resource.namespace not in mapped]
+    apart = strays | {cron.id for cron in cut_off}
+    gone = [cron for cron in _gone(crons, places, absences) if cron.id not in apart]
+    disabled = cut_off + [cron for cron in gone if not _is_scope_there(cron, scopes)]
     lost = [cron for cron in crons if cron.id in strays] + [cron for cron in gone if _is_scope_there(cron, scopes)]
     kept = _held(lost, crons, before=held, confirmed=confirmed)
     known = {_place_of(cron): cron for cron in crons}
@@ -82,7 +87,7 @@ def plan(
         disable=tuple(disabled),
         moved=tuple(each for each in found if _is_as_registered(each) and _has_moved(each)),
         held=tuple(cron for cron in lost if cron.id in kept),
-        unmapped=tuple(body for body in asked if body["metadata"]["namespace"] not in organizations),
+        unmapped=tuple(body for body in asked if _is_unmapped(body, known, organizations)),
     )
 
 
@@ -168,6 +173,15 @@ def _registering(
         scope=scope,
     )
     return Registering(body=body, resource=resource, organization=organization, cron=known.get(_place(body)))
+
+
+def _is_unmapped(
+    body: Body, known: Mapping[tuple[str, str], ResourceCron], organizations: Mapping[str, Organization]
+) -> bool:
+    """Say whether nobody registers a resource; another installation may, and has told so then."""
+    told = [each["reason"] for each in body.get("status", {}).get("conditions", []) if each["type"] == "Ready"]
+    is_anothers = bool(told) and told != [RefusalReason.NAMESPACE_NOT_MAPPED] and _place(body) not in known
+    return body["metadata"]["namespace"] not in organizations and not is_anothers
 
 
 def _is_as_registered(registering: Registering) -> bool:

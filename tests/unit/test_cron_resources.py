@@ -95,6 +95,7 @@ async def test_what_a_list_knows_better_goes_before_what_was_seen_meanwhile(
 async def test_a_late_event_of_a_resource_that_was_replaced_does_not_bring_it_back(resources: CronResources) -> None:
     resources.seen("ADDED", body("nightly", uid="its successor", version=3))
     assert not resources.seen("MODIFIED", body("nightly", version=2))
+    resources.written(body("nightly", version=2))
     assert known(resources) == {"nightly": ("its successor", 3)}
 
 

@@ -51,6 +51,7 @@ def decide(resources: list[Any], crons: list[ResourceCron], **changes: Any) -> R
     told: dict[str, Any] = {
         "mirrors": (),
         "organizations": {"acme": ACME},
+        "mapped": {"acme"},
         "scopes": {"acme": SCOPE},
         "absences": {},
         "held": (),
@@ -182,6 +183,27 @@ def test_ten_thousand_crons_that_lost_their_resources_are_decided_while_a_loop_w
 def test_a_namespace_without_an_organization_gets_a_refusal_and_no_cron() -> None:
     decided = decide([body("nightly", namespace="elsewhere")], [])
     assert (len(decided.unmapped), decided.register) == (1, ())
+
+
+def test_a_resource_that_another_installation_has_told_of_is_not_told_that_nobody_registers_it() -> None:
+    def told(reason: str) -> Any:
+        return body("nightly", namespace="elsewhere") | {
+            "status": {"conditions": [{"type": "Ready", "reason": reason}]}
+        }
+
+    assert nothing(decide([told("Registered")], []))
+    assert len(decide([told("NamespaceNotMapped")], []).unmapped) == 1
+    ours = cron("nightly", uid=None, namespace="elsewhere")
+    assert len(decide([told("Registered")], [ours]).unmapped) == 1
+
+
+def test_a_cron_whose_namespace_is_mapped_no_more_is_disabled_though_its_resource_is_there() -> None:
+    known = cron("nightly")
+    decided = decide([body("nightly")], [known], organizations={}, mapped=())
+    assert (decided.disable, decided.delete, len(decided.unmapped)) == ((known,), (), 1)
+    decided = decide([], [known], organizations={}, mapped=(), absences={"uid": 5})
+    assert (decided.disable, decided.delete) == ((known,), ())
+    assert decide([body("nightly")], [known], organizations={}).disable == ()
 
 
 def test_a_namespace_given_to_another_organization_loses_its_crons_before_they_are_registered_anew() -> None:
