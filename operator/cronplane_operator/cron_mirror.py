@@ -170,8 +170,8 @@ class CronMirror:
             await self._organizations.read(connection)
         if self._is_all_dirty:
             self._is_all_dirty = False
-            await self._remove_abandoned(term)
-            refusals = await self._compare_all(term)
+            refusals = await self._remove_abandoned(term)
+            refusals += await self._compare_all(term)
         else:
             refusals = await self._compare_some(term, dirty)
         refusals += await self._tell_refused(term)
@@ -195,9 +195,8 @@ class CronMirror:
         async with transaction(term.engine) as connection:
             now = await leases.check(connection, lease=term.lease)
             crons = await mirrors.read_by_id(connection, cron_ids=list(cron_ids))
-        if len(crons) < len(cron_ids):
-            await self._remove_abandoned(term)
-        return await self._write_all(term, crons, now)
+        refusals = await self._remove_abandoned(term) if len(crons) < len(cron_ids) else []
+        return refusals + await self._write_all(term, crons, now)
 
     async def _write_all(
         self, term: TermContext, crons: Collection[ShownCron], now: datetime
@@ -353,15 +352,22 @@ class CronMirror:
         for remark in remarks_on(actual.get("status", {}), status):
             await self._events.tell(applied, remark, now=now)
 
-    async def _remove_abandoned(self, term: TermContext) -> None:
+    async def _remove_abandoned(self, term: TermContext) -> list[KubernetesRefusedError]:
+        """Delete the mirrors of crons that were deleted; gives what Kubernetes refused, which stays to be deleted."""
         async with transaction(term.engine) as connection:
             await leases.check(connection, lease=term.lease)
             abandoned = await mirrors.read_abandoned(connection)
+        refusals: list[KubernetesRefusedError] = []
         for cron_id, place in abandoned.items():
-            await self._remove(cron_id, place)
+            try:
+                await self._remove(cron_id, place)
+            except KubernetesRefusedError as error:
+                refusals.append(error)
+                continue
             async with transaction(term.engine) as connection:
                 await leases.check(connection, lease=term.lease)
                 await mirrors.give_place_up(connection, cron_id=cron_id)
+        return refusals
 
     async def _remove(self, cron_id: UUID, place: MirrorPlace) -> None:
         """Delete a mirror, and no resource of its name that is somebody else's."""
