@@ -24,6 +24,12 @@ class Failpoint(enum.StrEnum):
     LEASE_RENEWAL = "lease-renewal"
     LEASE_RELEASE = "lease-release"
     HAND_BACK_COMMIT = "hand-back-commit"
+    JOB_CREATE = "job-create"
+    JOB_CREATED = "job-created"
+    ATTEMPT_START = "attempt-start"
+    ATTEMPT_STARTED = "attempt-started"
+    ATTEMPT_FINISH = "attempt-finish"
+    ATTEMPT_FINISHED = "attempt-finished"
 
 
 Handler = Callable[[str], None]

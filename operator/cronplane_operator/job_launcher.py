@@ -12,9 +12,11 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from cronplane_core import attempt_job_repository as attempt_jobs
+from cronplane_core import failpoints
 from cronplane_core import lease as leases
 from cronplane_core.attempt_job_repository import AttemptJob, UnlaunchedAttempt
 from cronplane_core.database import DatabaseUnavailableError, transaction
+from cronplane_core.failpoints import Failpoint
 from cronplane_core.kubernetes_client import (
     JOBS,
     Body,
@@ -31,6 +33,7 @@ from cronplane_operator.fair_queue import FairQueue
 from cronplane_operator.job_manifest import JobPlace, is_job_of, job, job_name, service_account
 from cronplane_operator.leader_extension import TermContext
 from cronplane_operator.pod_attempt_record import PodAttemptRecord
+from cronplane_operator.pod_outcome import is_quota
 
 # Seconds between two looks at the table, if nobody tells.
 _LOOK_PAUSE = 1.0
@@ -162,7 +165,10 @@ class JobLauncher:
     async def _make(self, attempt: UnlaunchedAttempt, body: Body) -> Body | None:
         """Give the attempt's Job, made now or before; None if one of its name is another's, or still going away."""
         try:
-            return await self._client.create(JOBS, body, namespace=self._place.namespace)
+            failpoints.reach(Failpoint.JOB_CREATE)
+            made = await self._client.create(JOBS, body, namespace=self._place.namespace)
+            failpoints.reach(Failpoint.JOB_CREATED)
+            return made
         except ResourceConflictError:
             name = job_name(attempt.run_id, attempt.number)
             found = await self._client.get(JOBS, name=name, namespace=self._place.namespace)
@@ -183,7 +189,7 @@ class JobLauncher:
         self._state.trouble = str(error)
 
     async def _refuse(self, attempt: UnlaunchedAttempt, error: KubernetesRefusedError, *, now: datetime) -> None:
-        reason = "Quota" if "exceeded quota" in str(error) else "JobRefused"
+        reason = "Quota" if is_quota(str(error)) else "JobRefused"
         message = f"Kubernetes takes no Job for it at the moment. {error}"
         self._state.trouble = message
         if now >= attempt.since + (attempt.catchup_window or DEFAULT_CATCHUP_WINDOW):

@@ -15,6 +15,7 @@ from cronplane_core import lease as leases
 from cronplane_core.attempt_job_repository import UnsettledJob
 from cronplane_core.database import DatabaseUnavailableError, transaction
 from cronplane_core.kubernetes_client import (
+    EVENTS,
     JOBS,
     PODS,
     Body,
@@ -38,6 +39,7 @@ from cronplane_operator.job_manifest import (
 )
 from cronplane_operator.leader_extension import TermContext
 from cronplane_operator.pod_attempt_record import PodAttemptRecord
+from cronplane_operator.pod_outcome import Obstacle
 
 MAXIMUM_LOG_BYTES = 64 * 1024
 _JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
@@ -110,8 +112,8 @@ class JobObserver:
         selector = f"{INSTALLATION_LABEL}={self._place.installation},{SETTLED_LABEL}!=true"
         listed = await self._client.list_all(JOBS, namespace=self._place.namespace, selector=selector)
         jobs = {body["metadata"]["uid"]: body for body in listed}
-        alive = await self._pods_alive() if any(self._is_held_up(each) for each in known) else {}
-        await self._in_turn([self._look_at(each, jobs.get(each.job.uid), alive) for each in known])
+        obstacles = await self._obstacles([each for each in known if self._is_held_up(each)])
+        await self._in_turn([self._look_at(each, jobs.get(each.job.uid), obstacles) for each in known])
         noted = {each.job.uid for each in known}
         await self._leave_none_over([body for body in listed if body["metadata"]["uid"] not in noted])
         return len(listed)
@@ -128,14 +130,14 @@ class JobObserver:
             if failure is not None:
                 raise failure
 
-    async def _look_at(self, known: UnsettledJob, body: Body | None, alive: Mapping[str, Sequence[Body]]) -> None:
+    async def _look_at(self, known: UnsettledJob, body: Body | None, obstacles: Mapping[str, Obstacle]) -> None:
         if body is None:
             await self._gone(known)
         elif pod_outcome.is_finished(body):
             await self._finished(known, body)
         elif known.is_waiting:
-            if self._is_held_up(known):
-                await self._held_up(known, alive.get(known.job.name, []))
+            if known.job.uid in obstacles:
+                await self._held_up(known, obstacles[known.job.uid])
         elif known.under_way is None and self._is_left_over(known):
             await self._settle(known, await self._pods(known))
             await self._delete(known.job.name, known.job.uid)
@@ -160,9 +162,8 @@ class JobObserver:
     def _is_held_up(self, known: UnsettledJob) -> bool:
         return known.is_waiting and self._now - known.created_at >= _HELD_UP
 
-    async def _held_up(self, known: UnsettledJob, pods: Sequence[Body]) -> None:
+    async def _held_up(self, known: UnsettledJob, found: Obstacle) -> None:
         """Say what keeps an attempt from beginning, or end it if that has gone on for too long."""
-        found = pod_outcome.obstacle(pods)
         if self._now - known.created_at < self._settings.pod_start_timeout:
             if found.reason != known.reason:
                 run_id, number = known.job.run_id, known.job.number
@@ -170,7 +171,7 @@ class JobObserver:
             return
         ended = EndedAttempt(end=AttemptEnd.ERROR, reason=found.reason, message=found.message)
         if await self._attempts.end_unbegun(known.job.run_id, known.job.number, ended):
-            await self._settle(known, pods)
+            await self._settle(known, await self._pods(known))
             await self._delete(known.job.name, known.job.uid)
 
     def _is_left_over(self, known: UnsettledJob) -> bool:
@@ -179,8 +180,22 @@ class JobObserver:
             return True
         return known.ended_at is not None and self._now - known.ended_at > _LEAVE
 
+    async def _obstacles(self, held_up: Sequence[UnsettledJob]) -> dict[str, Obstacle]:
+        """Say by the UIDs of their Jobs what attempts wait for: two requests at most, however many there are."""
+        alive = await self._pods_alive() if held_up else {}
+        is_podless = any(each.job.name not in alive for each in held_up)
+        refused = pod_outcome.refusals(await self._refused_pods()) if is_podless else {}
+        return {
+            each.job.uid: pod_outcome.obstacle(alive.get(each.job.name, []), refused=refused.get(each.job.uid))
+            for each in held_up
+        }
+
+    async def _refused_pods(self) -> list[Body]:
+        fields = f"involvedObject.kind=Job,reason={pod_outcome.POD_REFUSED}"
+        return await self._client.list_all(EVENTS, namespace=self._place.namespace, fields=fields)
+
     async def _pods_alive(self) -> dict[str, list[Body]]:
-        """Give the pods that are not over by the names of their Jobs, in one request however many are held up."""
+        """Give the pods that are not over by the names of their Jobs."""
         found: dict[str, list[Body]] = {}
         for pod in await self._client.list_all(
             PODS,

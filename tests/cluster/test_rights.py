@@ -25,6 +25,7 @@ RUN_RIGHTS = {
     "jobs.batch": "[get list watch create patch delete]",
     "pods": "[list]",
     "pods/log": "[get]",
+    "events": "[list]",
 }
 
 
