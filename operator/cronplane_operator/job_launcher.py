@@ -165,10 +165,7 @@ class JobLauncher:
     async def _make(self, attempt: UnlaunchedAttempt, body: Body) -> Body | None:
         """Give the attempt's Job, made now or before; None if one of its name is another's, or still going away."""
         try:
-            failpoints.reach(Failpoint.JOB_CREATE)
-            made = await self._client.create(JOBS, body, namespace=self._place.namespace)
-            failpoints.reach(Failpoint.JOB_CREATED)
-            return made
+            return await self._create(body)
         except ResourceConflictError:
             name = job_name(attempt.run_id, attempt.number)
             found = await self._client.get(JOBS, name=name, namespace=self._place.namespace)
@@ -178,6 +175,12 @@ class JobLauncher:
             return found
         await self._attempts.end_unbegun(attempt.run_id, attempt.number, _conflict(name, self._place.namespace))
         return None
+
+    async def _create(self, body: Body) -> Body:
+        failpoints.reach(Failpoint.JOB_CREATE)
+        made = await self._client.create(JOBS, body, namespace=self._place.namespace)
+        failpoints.reach(Failpoint.JOB_CREATED)
+        return made
 
     def _put_off(self, error: KubernetesUnavailableError) -> None:
         """Let all launching rest, for as long as Kubernetes says, or longer each time."""

@@ -111,6 +111,23 @@ async def test_a_job_that_a_quota_refuses_is_made_when_there_is_room(
     assert database.execute(RUN) == [("completed", "Completed", 1)]
 
 
+async def test_a_run_says_so_when_a_quota_allows_its_job_no_pod(
+    *, add_printing: Any, database: Any, start_with_pods: Any, until: Any, see: Any, kubectl: Any, installation: Any
+) -> None:
+    here = ("--namespace", installation.runs)
+    kubectl("create", "quota", "none", "--hard=pods=0", *here)
+    kubectl.wait("jsonpath={.status.hard.pods}=0", "quota/none", *here)
+    await add_printing("waiting")
+    start_with_pods()
+    database.set_clock(DUE)
+    await until(IS_QUEUED, ["Quota"])
+    [(message,)] = database.execute("SELECT message FROM scheduler.cron_runs")
+    assert "exceeded quota: none" in message
+    kubectl("delete", "quota", "none", *here)
+    see("waiting", result="completed", reason="Completed")
+    assert database.execute(RUN) == [("completed", "Completed", 1)]
+
+
 async def test_a_job_deleted_before_its_attempt_began_is_made_again(
     *, add_printing: Any, database: Any, start_with_pods: Any, until: Any, kubectl: Any, installation: Any
 ) -> None:

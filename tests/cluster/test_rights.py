@@ -68,3 +68,36 @@ async def test_the_apis_account_may_review_tokens_and_look_at_pods_of_runs(
 @pytest.mark.parametrize("place", ["tenant", "namespace", "runs", "foreign"])
 async def test_the_account_of_runs_may_do_nothing(kubectl: Any, installation: Any, place: str) -> None:
     assert rights(kubectl, installation, role="run", account_in="runs", place=place) == {}
+
+
+@pytest.fixture
+def tenant_editor(kubectl: Any, installation: Any) -> str:
+    """Name an ordinary account: Kubernetes' role `edit` in the namespace of its organization, and nothing else."""
+    here = ("--namespace", installation.tenant)
+    kubectl("create", "serviceaccount", "somebody", *here)
+    account = f"{installation.tenant}:somebody"
+    kubectl("create", "rolebinding", "somebody", "--clusterrole=edit", f"--serviceaccount={account}", *here)
+    return f"system:serviceaccount:{account}"
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        "create pods",
+        "create jobs.batch",
+        "patch jobs.batch",
+        "create pods/exec",
+        "create serviceaccounts/token",
+        "impersonate serviceaccounts",
+        "get secrets",
+    ],
+)
+async def test_a_tenant_may_do_nothing_where_runs_are_by_which_it_could_pass_for_one(
+    kubectl: Any, installation: Any, tenant_editor: str, right: str
+) -> None:
+    def may(namespace: str) -> str:
+        asked = ("auth", "can-i", *right.split(), "--namespace", namespace, "--as", tenant_editor)
+        return str(kubectl.ask(*asked)).strip()
+
+    assert may(installation.runs) == "no"
+    assert may(installation.tenant) == "yes", "in its own namespace it may: the question is the right one"
