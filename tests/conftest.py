@@ -21,6 +21,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from hypothesis import settings
 from pydantic import SecretStr
 from sqlalchemy import URL, event
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -43,6 +44,9 @@ from cronplane_operator.run_recorder import RunRecorder
 from cronplane_operator.runner import Runner
 from cronplane_operator.runner_metrics import Load
 
+# How long an example takes says how busy the machine is; what hangs is stopped by a guard.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 DISTRIBUTIONS = Path(__file__).parent / "distributions"
 PROGRAMS = Path(__file__).parent / "programs"
 SERVICE_ROLE = "cronplane_service"

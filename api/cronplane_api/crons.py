@@ -23,7 +23,7 @@ from cronplane_api.answers import (
     committed,
     etag,
 )
-from cronplane_api.errors import CONFLICT, ProblemError, not_found
+from cronplane_api.errors import CONFLICT, DEFINED_BY_RESOURCE, ProblemError, not_found
 from cronplane_api.guarded_route import WITHOUT_NUL, GuardedRoute
 from cronplane_api.manual_runs import admit_trigger, queue_run
 from cronplane_api.pagination import DEFAULT_LIMIT, Cursor, Limit, read_cursor, write_cursor
@@ -43,7 +43,7 @@ from cronplane_api.state import principal_of, state_of
 from cronplane_core import cron_repository, organization_repository, run_repository
 from cronplane_core.change_notifier import Channel
 from cronplane_core.cron_repository import Cron, NewCron
-from cronplane_core.database import autocommit, transaction
+from cronplane_core.database import autocommit
 from cronplane_core.schedule import describe
 from cronplane_core.tables import Role
 from cronplane_core.time_zones import time_zone
@@ -99,7 +99,7 @@ async def create_cron(
             return committed(request, registered(cron), notify=Channel.CRONS)
         return await carry_out_once(request, idempotency_key, register, notify=Channel.CRONS)
 
-    return await _counted_before_refused(request, organization_id, attempt)
+    return await organization_repository.counted_before_refused(state.engine, attempt, organization_id=organization_id)
 
 
 @router.get("", responses=documented(404), operation_id="list_crons")
@@ -203,13 +203,13 @@ async def update_cron(
     principal = principal_of(request)
 
     async def attempt() -> Response:
-        cron = await _found(request, organization_id, cron_id, if_match)
+        cron = _changeable(await _found(request, organization_id, cron_id, if_match))
         definition = await state_of(request).registrar.check_changes(
             body.changes(), cron=cron, organization=principal.organization, user=principal.user, now=principal.now
         )
 
         async def change(connection: AsyncConnection) -> Answer:
-            locked = await _locked_as_judged(connection, cron, if_match)
+            locked = _changeable(await _locked_as_judged(connection, cron, if_match))
             changed = await cron_repository.update_cron(
                 connection, cron=locked, definition=definition, updated_by=principal.user.id
             )
@@ -224,7 +224,7 @@ async def update_cron(
     _CRON,
     status_code=204,
     response_class=Response,
-    responses=documented(403, 404, 412),
+    responses=documented(403, 404, 409, 412),
     operation_id="delete_cron",
 )
 @requires(Role.EDITOR)
@@ -233,7 +233,7 @@ async def delete_cron(request: Request, organization_id: UUID, cron_id: UUID, if
 
     async def delete(connection: AsyncConnection) -> Answer:
         await organization_repository.lock_organization(connection, organization_id=organization_id)
-        cron = await _locked(connection, organization_id, cron_id, if_match)
+        cron = _changeable(await _locked(connection, organization_id, cron_id, if_match))
         await cron_repository.delete_cron(connection, cron=cron, deleted_by=principal_of(request).user.id)
         return Answer(status=204)
 
@@ -329,7 +329,7 @@ async def _set_enabled(
     enabled: bool,
 ) -> Response:
     async def change(connection: AsyncConnection) -> Answer:
-        cron = await _locked(connection, organization_id, cron_id, if_match)
+        cron = _changeable(await _locked(connection, organization_id, cron_id, if_match))
         changed = await cron_repository.update_cron(
             connection,
             cron=cron,
@@ -339,17 +339,6 @@ async def _set_enabled(
         return await _shown(request, connection, changed)
 
     return await carry_out_once(request, idempotency_key, change, notify=Channel.CRONS)
-
-
-async def _counted_before_refused(
-    request: Request, organization_id: UUID, attempt: Callable[[], Awaitable[Response]]
-) -> Response:
-    """Ask again once the crons have been counted: the number of them is off if rows were changed by hand."""
-    with suppress(organization_repository.QuotaExceededError):
-        return await attempt()
-    async with transaction(state_of(request).engine) as connection:
-        await organization_repository.count_crons(connection, organization_id=organization_id)
-    return await attempt()
 
 
 class _ChangedMeanwhileError(ProblemError):
@@ -383,6 +372,15 @@ async def _locked_as_judged(connection: AsyncConnection, judged: Cron, if_match:
 async def _locked(connection: AsyncConnection, organization_id: UUID, cron_id: UUID, if_match: str | None) -> Cron:
     cron = await cron_repository.lock_cron(connection, organization_id=organization_id, cron_id=cron_id)
     return _as_expected(cron, if_match)
+
+
+def _changeable(cron: Cron) -> Cron:
+    """Let a cron be changed here, unless there is a resource that would have the last word anyhow."""
+    resource = cron.resource
+    if resource is not None and resource.uid is not None:
+        detail = f"The cron is defined by the Cron resource {resource.namespace}/{resource.name}; change or delete that"
+        raise ProblemError(DEFINED_BY_RESOURCE, detail)
+    return cron
 
 
 def _as_expected(cron: Cron | None, if_match: str | None) -> Cron:

@@ -53,6 +53,9 @@ CONFLICT = Problem(status=409, slug="conflict", title="The request is at odds wi
 IDEMPOTENCY_KEY_REUSED = Problem(
     status=409, slug="idempotency-key-reused", title="The Idempotency-Key belongs to another request"
 )
+DEFINED_BY_RESOURCE = Problem(
+    status=409, slug="defined-by-resource", title="The cron is defined by a resource in the cluster"
+)
 ATTEMPT_OVER = Problem(status=409, slug="attempt-over", title="The attempt is over, or it is another's")
 NOT_HANDED_ON = Problem(
     status=409, slug="not-handed-on", title="The run does not wait to be told of its end", headers={"Retry-After": "1"}

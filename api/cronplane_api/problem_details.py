@@ -16,12 +16,11 @@ from starlette.exceptions import HTTPException
 
 from cronplane_api import errors
 from cronplane_api.errors import PROBLEM_TYPES, Problem, ProblemDetail, ProblemError
-from cronplane_api.strict_json import pointer
 from cronplane_core.cron_repository import CronNameTakenError
 from cronplane_core.database import DatabaseUnavailableError
 from cronplane_core.idempotency_repository import IdempotencyKeyReusedError
 from cronplane_core.organization_repository import OrganizationNameTakenError, QuotaExceededError
-from cronplane_entries.invocation import MOST_ERRORS
+from cronplane_entries.invocation import MOST_ERRORS, json_pointer
 from cronplane_entries.registration import EntryNotGrantedError, RegistrationError
 
 ErrorT = TypeVar("ErrorT", bound=Exception)
@@ -120,9 +119,7 @@ async def _on_invalid_request(_: Request, error: RequestValidationError) -> JSON
 
 
 async def _on_registration(_: Request, error: RegistrationError) -> JSONResponse:
-    details = [
-        ProblemDetail(pointer=pointer(found.path), message=found.message, type=found.type) for found in error.errors
-    ]
+    details = [ProblemDetail(pointer=found.pointer, message=found.message, type=found.type) for found in error.errors]
     return respond(errors.INVALID, "The cron is refused as it is", details)
 
 
@@ -180,4 +177,4 @@ _SENTENCES = {
 def _place(location: tuple[str | int, ...]) -> str:
     """Name the place of an error: a pointer into the body, or the name of a query or path parameter."""
     source, *path = location
-    return pointer(tuple(path)) if source == "body" else ".".join(map(str, (source, *path)))
+    return json_pointer(path) if source == "body" else ".".join(map(str, (source, *path)))

@@ -161,6 +161,7 @@ class CronRead(BaseModel):
     max_runs: int | None
     generation: int
     source: CronSource
+    resource: str | None = Field(description="namespace/name of the Cron resource that defines it; null if none does")
     created_at: datetime
     created_by: str
     updated_at: datetime
@@ -198,6 +199,7 @@ class CronRead(BaseModel):
             max_runs=policy.max_runs,
             generation=cron.generation,
             source=cron.source,
+            resource=None if cron.resource is None else f"{cron.resource.namespace}/{cron.resource.name}",
             created_at=cron.created_at,
             created_by=cron.created_by,
             updated_at=cron.updated_at,

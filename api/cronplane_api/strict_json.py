@@ -48,11 +48,6 @@ def parse(body: bytes) -> JsonValue:
     return value
 
 
-def pointer(path: tuple[str | int, ...]) -> str:
-    """Write a path as a JSON pointer (RFC 6901)."""
-    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
-
-
 def _object(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
     members = dict(pairs)
     if len(members) != len(pairs):
@@ -96,7 +91,7 @@ def _members(container: _Container) -> Iterable[JsonValue]:
 
 def _check_storable(value: JsonValue) -> None:
     errors = [
-        ProblemDetail(pointer=_printable(pointer(found.path)), message=found.message, type=found.type)
+        ProblemDetail(pointer=_printable(found.pointer), message=found.message, type=found.type)
         # A small body may be wrong in thousands of places, and nobody reads so many.
         for found in islice(unstorable(value), MOST_ERRORS)
     ]

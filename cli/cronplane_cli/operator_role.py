@@ -2,21 +2,26 @@
 
 import asyncio
 import os
+from collections.abc import Callable
 
 from cronplane_cli.environment import read_settings
 from cronplane_cli.runner_role import collect_garbage_rarely, run_until_signalled
 from cronplane_core.kubernetes_client import KubernetesClient
 from cronplane_core.log import configure_logging
-from cronplane_core.settings import KubernetesSettings, LogSettings, PodSettings, RunnerSettings
+from cronplane_core.settings import KubernetesSettings, LogSettings, PodSettings, RegistrationSettings, RunnerSettings
 from cronplane_entries.core import ExecutionMode
-from cronplane_entries.entry_settings import read_execution_modes
+from cronplane_entries.entry_settings import read_entry_settings, read_execution_modes
+from cronplane_entries.registration import Registrar
 from cronplane_entries.registry import CRON_REGISTRY, CronEntrypoint, load_entries
 from cronplane_operator.cron_mirror import CronMirror
+from cronplane_operator.cron_resources import CronResources
 from cronplane_operator.job_launcher import LaunchState
 from cronplane_operator.job_manifest import JobPlace
 from cronplane_operator.kopf_watch import KopfWatch
 from cronplane_operator.leader_extension import LeaderExtension
+from cronplane_operator.namespace_organizations import NamespaceOrganizations
 from cronplane_operator.pod_extension import PodExtension
+from cronplane_operator.resource_registration import ResourceRegistration
 from cronplane_operator.run_recorder import RunRecorder
 from cronplane_operator.runner import Runner
 from cronplane_operator.runner_resource import RunnerResource
@@ -31,44 +36,85 @@ def serve() -> None:
         read_settings(PodSettings),
     )
     load_entries()
+    registrar = _registrar()
     collect_garbage_rarely()
-    asyncio.run(_serve(settings, cluster, pods))
+    asyncio.run(_serve(settings, cluster, pods, registrar))
 
 
-async def _serve(settings: RunnerSettings, cluster: KubernetesSettings, pods: PodSettings) -> None:
+def _registrar() -> Registrar:
+    allowed = read_settings(RegistrationSettings)
+    return Registrar(
+        registry=CRON_REGISTRY,
+        settings=read_entry_settings(os.environ, CRON_REGISTRY),
+        minimum_interval=allowed.minimum_interval,
+        cron_quota=allowed.cron_quota,
+    )
+
+
+async def _serve(
+    settings: RunnerSettings, cluster: KubernetesSettings, pods: PodSettings, registrar: Registrar
+) -> None:
     async with KubernetesClient.connected(kubeconfig=cluster.kubeconfig) as client:
-        mirror = CronMirror(settings=cluster, client=client)
+        organizations = NamespaceOrganizations(cluster)
+        resources = CronResources(client=client, namespaces=organizations.namespaces)
+        mirror = CronMirror(
+            settings=cluster,
+            client=client,
+            resources=resources,
+            organizations=organizations,
+            refusals=lambda: registration.state.refusals,
+        )
+        registration = ResourceRegistration(
+            settings=cluster,
+            client=client,
+            resources=resources,
+            organizations=organizations,
+            registrar=registrar,
+            on_refused=mirror.refused,
+        )
         launches = LaunchState()
         resource = RunnerResource(
             settings=cluster,
             client=client,
             mirror=lambda: mirror.state,
             watch=lambda: watch.state,
+            registration=lambda: registration.state,
             launches=launches,
         )
         recorder = RunRecorder(listeners=[mirror, resource])
 
-        extensions: list[LeaderExtension] = [mirror, resource]
-        watched, on_job = {*mirror.namespaces}, None
+        extensions: list[LeaderExtension] = [mirror, registration, resource]
+        watched, on_job = {*resources.namespaces}, None
         if pods.run_image is not None:
             run_namespace = pods.run_namespace or cluster.release_namespace
             place = JobPlace(installation=cluster.installation, namespace=run_namespace)
             in_pods = PodExtension(client=client, settings=pods, place=place, profiles=_pod_profiles(), state=launches)
             extensions.append(in_pods)
             watched, on_job = watched | {run_namespace}, in_pods.job_seen
+        runner = Runner(settings=settings, registry=CRON_REGISTRY, recorder=recorder, extensions=extensions)
         watch = KopfWatch(
             namespaces=watched,
             kubeconfig=cluster.kubeconfig,
             on_event=mirror.resource_seen,
+            on_namespace=registration.namespace_seen,
             on_job=on_job,
             on_ended=lambda reason: recorder.watch_ended(reason=reason),
+            probes=_probes(runner),
+            probe_url=cluster.watch_probe_url,
         )
-        runner = Runner(settings=settings, registry=CRON_REGISTRY, recorder=recorder, extensions=extensions)
         watch.start()
         try:
             await run_until_signalled(runner, settings=settings, recorder=recorder)
         finally:
             await watch.stop()
+
+
+def _probes(runner: Runner) -> dict[str, Callable[[], object]]:
+    """Tell how long ago runner and reconciler came round; a runner that stands by reconciles nothing."""
+    return {
+        "runner": lambda: round(runner.pulse.silence, 1),
+        "reconciler": lambda: round(runner.reconciler_pulse.silence, 1) if runner.leading.is_set() else None,
+    }
 
 
 def _pod_profiles() -> dict[str, str]:

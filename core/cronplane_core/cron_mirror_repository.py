@@ -3,7 +3,7 @@
 No query here is filtered by organization: the mirror serves all of them. Nothing here reads a payload.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -40,7 +40,8 @@ class MirrorPlace:
 class ShownCron:
     """A cron as a mirror shows it. Instants are aware and in UTC; `policies` are named and valued as in the API.
 
-    `place` is None if it has not been mirrored yet; a cron that a resource defines has none.
+    `place` is None if it has not been mirrored yet; a cron that a resource defines has none, but `source_uid` and
+    `source_generation`, those of the resource as it was registered.
     """
 
     id: UUID
@@ -54,6 +55,7 @@ class ShownCron:
     generation: int
     source: CronSource
     source_uid: str | None
+    source_generation: int | None
     next_fire: datetime | None
     is_scheduled: bool
     runs: tuple[ShownRun, ...]
@@ -68,7 +70,7 @@ _POLICIES = (
 # How often a cron has failed in a row is counted only where its newest runs do not tell.
 _SHOWN = """
     SELECT c.id, c.organization_id, c.name, c.cron_expr, c.tz, CAST(c.entrypoint AS text) AS entrypoint, c.enabled,
-           c.generation, c.source, c.source_uid, j.next_run_time,
+           c.generation, c.source, c.source_uid, c.source_generation, j.next_run_time,
            coalesce(j.generation = c.generation, false) AS is_scheduled,
            coalesce(newest.runs, '[]') AS runs, mirror.namespace, mirror.name AS mirror_name, mirror.uid,
            c.overlap, c.catchup, c.catchup_window, c.timeout, c.max_attempts, c.backoff_initial, c.backoff_maximum,
@@ -119,6 +121,8 @@ _ABANDONED = text(
     WHERE c.deleted_at IS NOT NULL
     """
 )
+_AMONG = text("SELECT uid FROM scheduler.cron_mirrors WHERE uid = ANY(CAST(:uids AS text[]))")
+_MOVE = text("UPDATE scheduler.cron_mirrors SET name = :name, uid = NULL WHERE cron_id = :cron_id")
 _GIVE_UP = text("DELETE FROM scheduler.cron_mirrors WHERE cron_id = :cron_id")
 
 
@@ -142,6 +146,16 @@ async def take_place(connection: AsyncConnection, *, cron_id: UUID, namespace: s
 async def keep_uid(connection: AsyncConnection, *, cron_id: UUID, uid: str) -> None:
     """Note which resource is the mirror of a cron."""
     await connection.execute(_KEEP_UID, {"cron_id": cron_id, "uid": uid})
+
+
+async def move_place(connection: AsyncConnection, *, cron_id: UUID, name: str) -> None:
+    """Give the mirror of a cron another name, under which no resource has been made yet."""
+    await connection.execute(_MOVE, {"cron_id": cron_id, "name": name})
+
+
+async def read_mirrors_among(connection: AsyncConnection, *, uids: Collection[str]) -> set[str]:
+    """Give those of these UIDs that are mirrors of crons."""
+    return set(await connection.scalars(_AMONG, {"uids": arrays.texts(uids)})) if uids else set()
 
 
 async def read_abandoned(connection: AsyncConnection) -> dict[UUID, MirrorPlace]:
@@ -171,6 +185,7 @@ def _shown(row: Row[Any]) -> ShownCron:
         generation=row.generation,
         source=CronSource(row.source),
         source_uid=row.source_uid,
+        source_generation=row.source_generation,
         next_fire=row.next_run_time,
         is_scheduled=row.is_scheduled,
         runs=tuple(_run(found) for found in row.runs),

@@ -60,33 +60,52 @@ class Definition:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DefiningResource:
+    """The Cron resource that defines a cron, as it was registered last.
+
+    `uid` and `generation` are its `metadata.uid` and `metadata.generation`; `uid` is None once the resource has gone
+    with its `scope`, which names the definition and the namespace that it was in.
+    """
+
+    namespace: str
+    name: str
+    uid: str | None
+    generation: int
+    scope: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cron:
-    """A cron that is not deleted. Instants are aware and in UTC; `generation` grows with each change."""
+    """A cron that is not deleted. Instants are aware and in UTC; `generation` grows with each change.
+
+    `resource` is None for a cron of the API.
+    """
 
     id: UUID
     organization_id: UUID
     definition: Definition
     generation: int
     effective_from: datetime
-    source: CronSource
-    source_uid: str | None
-    source_generation: int | None
+    resource: DefiningResource | None
     created_at: datetime
     created_by: str
     updated_at: datetime
     updated_by: str
 
+    @property
+    def source(self) -> CronSource:
+        """Say where the cron is defined."""
+        return CronSource.API if self.resource is None else CronSource.KUBERNETES
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewCron:
-    """A cron to insert; `source_uid` and `source_generation` are those of the resource that defines it, if one does."""
+    """A cron to insert; `resource` is the one that defines it, if one does."""
 
     id: UUID
     definition: Definition
     created_by: str
-    source: CronSource = CronSource.API
-    source_uid: str | None = None
-    source_generation: int | None = None
+    resource: DefiningResource | None = None
 
 
 _POLICY_FIELDS = tuple(field.name for field in fields(Policy))
@@ -100,7 +119,8 @@ _COLUMNS = [
 ]
 _INSERTED = (
     "id", "name", "cron_expr", "tz", "entrypoint", "user_payload", "execution_payload", "enabled", *_POLICY_FIELDS,
-    "source", "source_uid", "source_generation", "created_by", "updated_by",
+    "source", "source_namespace", "source_name", "source_uid", "source_generation", "source_scope", "created_by",
+    "updated_by",
 )  # fmt: skip
 _given = (
     func.jsonb_to_recordset(bindparam("given", type_=JSONB()))
@@ -193,13 +213,18 @@ def _given_values(cron: NewCron) -> dict[str, Any]:
     values: dict[str, Any] = {
         **_values(cron.definition),
         "id": cron.id,
-        "source": cron.source,
-        "source_uid": cron.source_uid,
-        "source_generation": cron.source_generation,
+        **_source_values(cron.resource),
         "created_by": cron.created_by,
         "updated_by": cron.created_by,
     }
     return {name: _as_json(value) for name, value in values.items()}
+
+
+def _source_values(resource: DefiningResource | None) -> dict[str, object]:
+    if resource is None:
+        return {"source": CronSource.API}
+    values = {f"source_{name}": getattr(resource, name) for name in resource.__slots__}
+    return values | {"source": CronSource.KUBERNETES}
 
 
 def _as_json(value: object) -> object:
@@ -219,9 +244,7 @@ def _inserted_cron(organization_id: UUID, cron: NewCron, row: Row[Any]) -> Cron:
         definition=replace(cron.definition, **payloads),
         generation=row.generation,
         effective_from=row.effective_from,
-        source=cron.source,
-        source_uid=cron.source_uid,
-        source_generation=cron.source_generation,
+        resource=cron.resource,
         created_at=row.created_at,
         created_by=cron.created_by,
         updated_at=row.updated_at,
@@ -301,6 +324,11 @@ async def update_cron(connection: AsyncConnection, *, cron: Cron, definition: De
     return updated
 
 
+async def keep_resource(connection: AsyncConnection, *, cron: Cron, resource: DefiningResource) -> None:
+    """Note which resource defines a locked cron, as it is registered now."""
+    await connection.execute(_update(cron).values(_source_values(resource)))
+
+
 async def delete_cron(connection: AsyncConnection, *, cron: Cron, deleted_by: str) -> None:
     """Delete a locked cron: it is absent from now on, its name is free, and its runs are kept.
 
@@ -371,13 +399,23 @@ def _cron(row: Row[Any]) -> Cron:
         definition=_definition(row),
         generation=row.generation,
         effective_from=row.effective_from,
-        source=CronSource(row.source),
-        source_uid=row.source_uid,
-        source_generation=row.source_generation,
+        resource=_resource(row),
         created_at=row.created_at,
         created_by=row.created_by,
         updated_at=row.updated_at,
         updated_by=row.updated_by,
+    )
+
+
+def _resource(row: Row[Any]) -> DefiningResource | None:
+    if row.source_name is None:
+        return None
+    return DefiningResource(
+        namespace=row.source_namespace,
+        name=row.source_name,
+        uid=row.source_uid,
+        generation=row.source_generation,
+        scope=row.source_scope,
     )
 
 

@@ -27,6 +27,8 @@ _PAGE = 500
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
 _JSON = "application/json"
+# By which name Kubernetes keeps which fields we have set (its documentation of server-side apply, "Managers").
+_OURS = {"fieldManager": "cronplane"}
 
 
 class KubernetesError(CronplaneError):
@@ -85,6 +87,7 @@ RUNNERS = ResourceKind(group="crons.cronplane.dev", version="v1alpha1", plural="
 JOBS = ResourceKind(group="batch", version="v1", plural="jobs")
 PODS = ResourceKind(group="", version="v1", plural="pods")
 NAMESPACES = ResourceKind(group="", version="v1", plural="namespaces")
+RESOURCE_DEFINITIONS = ResourceKind(group="apiextensions.k8s.io", version="v1", plural="customresourcedefinitions")
 EVENTS = ResourceKind(group="", version="v1", plural="events")
 TOKEN_REVIEWS = ResourceKind(group="authentication.k8s.io", version="v1", plural="tokenreviews")
 
@@ -152,21 +155,12 @@ class KubernetesClient:
 
     async def create(self, kind: ResourceKind, body: Body, *, namespace: str | None = None) -> Body:
         """Make an object; `ResourceConflictError` if one of its name is there."""
-        return await self._json("POST", kind.path(namespace=namespace), body=body)
+        return await self._json("POST", kind.path(namespace=namespace), body=body, query=_OURS)
 
-    async def apply(
-        self,
-        kind: ResourceKind,
-        body: Body,
-        *,
-        namespace: str,
-        manager: str,
-        subresource: str | None = None,
-    ) -> Body:
+    async def apply(self, kind: ResourceKind, body: Body, *, namespace: str, subresource: str | None = None) -> Body:
         """Bring the fields of `body` about, whoever else had set them (server-side apply, KEP-555)."""
         path = kind.path(namespace=namespace, name=body["metadata"]["name"], subresource=subresource)
-        query = {"fieldManager": manager, "force": "true"}
-        return await self._json("PATCH", path, body=body, query=query, content_type=_APPLY)
+        return await self._json("PATCH", path, body=body, query=_OURS | {"force": "true"}, content_type=_APPLY)
 
     async def patch(
         self, kind: ResourceKind, body: Body, *, name: str, namespace: str, subresource: str | None = None

@@ -1,16 +1,20 @@
 """Organizations, the tenants: made and listed by the installation."""
 
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Row, bindparam, func, insert, select, text, tuple_, update
+from sqlalchemy import Row, bindparam, func, insert, or_, select, text, tuple_, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from cronplane_core.database import DatabaseError, violated_constraint
+from cronplane_core.database import DatabaseError, transaction, violated_constraint
 from cronplane_core.tables import OrganizationState, organizations
+
+T = TypeVar("T")
 
 
 class OrganizationNameTakenError(DatabaseError):
@@ -93,6 +97,14 @@ async def get_organization(connection: AsyncConnection, *, organization_id: UUID
     return None if row is None else _organization(row)
 
 
+async def find_organizations(connection: AsyncConnection, *, references: Collection[UUID | str]) -> list[Organization]:
+    """Find organizations by their ids and by their names; those that there are not are left out."""
+    ids = [each for each in references if isinstance(each, UUID)]
+    names = [each for each in references if isinstance(each, str)]
+    query = select(organizations).where(or_(organizations.c.id.in_(ids), organizations.c.name.in_(names)))
+    return [_organization(row) for row in await connection.execute(query)]
+
+
 async def lock_organization(connection: AsyncConnection, *, organization_id: UUID) -> Organization | None:
     """Find an organization and let nobody else change it until the transaction ends; None if it is absent."""
     query = select(organizations).where(organizations.c.id == organization_id).with_for_update(key_share=True)
@@ -120,6 +132,22 @@ async def count_crons(connection: AsyncConnection, *, organization_id: UUID) -> 
     """Count an organization's crons again: its number of them may be off if rows were changed by hand."""
     await lock_organization(connection, organization_id=organization_id)
     await connection.execute(_COUNT_CRONS, {"organization_id": organization_id})
+
+
+async def counted_before_refused(
+    engine: AsyncEngine, attempt: Callable[[], Awaitable[T]], *, organization_id: UUID
+) -> T:
+    """Ask again once the crons have been counted, if `attempt` raised that there are too many.
+
+    Raises:
+        QuotaExceededError: there are too many, counted.
+
+    """
+    with suppress(QuotaExceededError):
+        return await attempt()
+    async with transaction(engine) as connection:
+        await count_crons(connection, organization_id=organization_id)
+    return await attempt()
 
 
 async def admit_trigger(connection: AsyncConnection, *, organization_id: UUID, default_quota: int) -> None:

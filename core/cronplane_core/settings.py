@@ -74,7 +74,20 @@ class TokenSettings(DatabaseSettings):
     )
 
 
-class ApiSettings(TokenSettings):
+class RegistrationSettings(BaseSettings):
+    """What is allowed by default to whoever registers a cron, over the API or by a resource."""
+
+    model_config = _CONFIG
+
+    minimum_interval: Annotated[Duration, Field(ge=timedelta(seconds=60))] = Field(
+        default=timedelta(seconds=60), description="shortest gap allowed between two fires of a cron"
+    )
+    cron_quota: int = Field(
+        default=10_000, ge=0, le=2**31 - 1, description="crons of an organization that has no quota of its own"
+    )
+
+
+class ApiSettings(TokenSettings, RegistrationSettings):
     """Settings of the API."""
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
@@ -97,12 +110,6 @@ class ApiSettings(TokenSettings):
     shutdown_grace: Duration = Field(
         default=timedelta(seconds=25), ge=timedelta(seconds=1), description="how long requests may finish after SIGTERM"
     )
-    minimum_interval: Annotated[Duration, Field(ge=timedelta(seconds=60))] = Field(
-        default=timedelta(seconds=60), description="shortest gap allowed between two fires of a cron"
-    )
-    cron_quota: int = Field(
-        default=10_000, ge=0, le=2**31 - 1, description="crons of an organization that has no quota of its own"
-    )
     triggers_per_minute: int = Field(
         default=600, ge=0, le=2**31 - 1, description="triggers of an organization that has no quota of its own"
     )
@@ -117,6 +124,8 @@ class ApiSettings(TokenSettings):
 
 _DNS_LABEL = "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 Namespace = Annotated[str, Field(pattern=_DNS_LABEL)]
+# An organization by its id, or by its name if it is none.
+OrganizationReference = Annotated[UUID | str, Field(union_mode="left_to_right")]
 
 
 class KubernetesSettings(BaseSettings):
@@ -131,10 +140,16 @@ class KubernetesSettings(BaseSettings):
         description="what this installation is called in the cluster; no other one may have the name"
     )
     release_namespace: Namespace = Field(description="the namespace of the installation itself")
-    namespaces: dict[Namespace, UUID] = Field(
+    namespaces: dict[Namespace, OrganizationReference] = Field(
         default={},
-        description="namespaces with Cron resources and their organizations' ids, as a JSON object; several may map to "
-        "one organization",
+        description="namespaces with Cron resources, and the id or name of the organization of each, as a JSON object; "
+        "several may map to one organization",
+    )
+    watch_probe_url: str | None = Field(
+        default=None,
+        pattern="^http://",
+        description="where kopf answers while it watches, in seconds since runner and reconciler came round last, such "
+        "as http://0.0.0.0:8082/healthz; left out, nowhere",
     )
     mirror_writes_per_second: float = Field(
         default=100.0, gt=0, le=1000, description="writes of Cron resources in a second, at most"

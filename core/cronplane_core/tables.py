@@ -264,6 +264,9 @@ cron_jobs = Table(
     Column("source", Text, nullable=False, server_default=CronSource.API.value),
     Column("source_uid", Text, comment="UID of the resource that defines the cron"),
     Column("source_generation", BigInteger, comment="metadata.generation of that resource, as registered"),
+    Column("source_namespace", Text, comment="namespace of that resource"),
+    Column("source_name", Text, comment="name of that resource"),
+    Column("source_scope", Text, comment="with what that resource goes without anybody having deleted it"),
     _instant("created_at", default=True),
     Column("created_by", Text, nullable=False),
     _instant("updated_at", default=True),
@@ -283,6 +286,13 @@ cron_jobs = Table(
     Index("cron_jobs_name_key", "organization_id", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
     Index("cron_jobs_by_organization", "organization_id", "created_at", "id"),
     Index("cron_jobs_by_change", "changed_by_transaction"),
+    Index(
+        "cron_jobs_one_per_resource",
+        "source_namespace",
+        "source_name",
+        unique=True,
+        postgresql_where=text("deleted_at IS NULL AND source = 'kubernetes'"),
+    ),
 )
 
 cron_job_versions = Table(

@@ -46,6 +46,16 @@ class FieldError:
     message: str
     type: str
 
+    @property
+    def pointer(self) -> str:
+        """Give the place as people and programs are told of it."""
+        return json_pointer(self.path)
+
+
+def json_pointer(path: Iterable[str | int]) -> str:
+    """Write a path as a JSON pointer (RFC 6901), empty for the whole."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
+
 
 class PayloadInvalidError(EntryError):
     """The payload is refused; `errors` say where and why, the first hundred of them."""

@@ -5,14 +5,14 @@ what differs, at a bounded rate. What it cannot write waits; nothing waits for i
 """
 
 import asyncio
-from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 from cronplane_core import cron_mirror_repository as mirrors
-from cronplane_core import job_state_repository
+from cronplane_core import cron_source_repository, job_state_repository
 from cronplane_core import lease as leases
 from cronplane_core.cron_mirror_repository import MirrorPlace, ShownCron
 from cronplane_core.database import DatabaseUnavailableError, transaction
@@ -33,21 +33,27 @@ from cronplane_operator.cron_mirror_plan import (
     MIRROR_RESTORED,
     MIRROR_REVERTED,
     MirrorWrite,
+    Refusal,
     Remark,
+    is_judged,
     is_label,
+    is_mirror_of,
     mirror_body,
+    names_cron,
+    plan_refused_status,
     plan_status,
     plan_write,
     readable_label,
     remarks_on,
 )
+from cronplane_operator.cron_resources import CronResources
 from cronplane_operator.event_waits import any_set_or_elapsed
 from cronplane_operator.leader_extension import TermContext
+from cronplane_operator.namespace_organizations import NamespaceOrganizations
 from cronplane_operator.resource_events import ResourceEvents
 from cronplane_operator.runner_metrics import Load
 from cronplane_operator.write_pacer import WritePacer
 
-FIELD_MANAGER = "cronplane"
 # Seconds. A hint that was lost, or a watch that was silent, costs at most this.
 _COMPARISON_INTERVAL = 60.0
 # What comes within this many seconds is written together.
@@ -57,9 +63,6 @@ _LONGEST_BACKOFF = 30.0
 _PAGE = 1000
 _AT_ONCE = 8
 _NO_ID = UUID(int=0)
-_METADATA = frozenset({"generation", "labels", "name", "namespace", "resourceVersion", "uid"})
-_PARTS = frozenset({"apiVersion", "kind", "spec", "status"})
-_Key = tuple[str, str]
 
 
 @dataclass(slots=True)
@@ -73,14 +76,23 @@ class MirrorState:
 
 
 class CronMirror:
-    """Mirrors for one installation, while its process leads."""
+    """Mirrors for one installation, while its process leads. `refusals` gives why resources are not registered."""
 
-    def __init__(self, *, settings: KubernetesSettings, client: KubernetesClient) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        *,
+        settings: KubernetesSettings,
+        client: KubernetesClient,
+        resources: CronResources,
+        organizations: NamespaceOrganizations,
+        refusals: Callable[[], Mapping[str, Refusal]],
+    ) -> None:
+        self._installation = settings.installation
         self._client = client
-        self._homes = _homes(settings.namespaces)
+        self._resources = resources
+        self._organizations = organizations
+        self._refusals = refusals
         self._pacer = WritePacer(per_second=settings.mirror_writes_per_second)
-        self._resources: dict[_Key, Body] = {}
         self._dirty: set[UUID] = set()
         # Those of which something is bound to change soon, without anybody telling.
         self._unsettled: set[UUID] = set()
@@ -90,11 +102,6 @@ class CronMirror:
         self._is_all_dirty = self._is_list_due = True
         self._wake = asyncio.Event()
         self.state = MirrorState()
-
-    @property
-    def namespaces(self) -> list[str]:
-        """The namespaces in which there may be Cron resources of this installation."""
-        return sorted({*self._settings.namespaces, self._settings.release_namespace})
 
     def observed(self, load: Load) -> None:
         """Take no notice: how much there is to do is not told of single crons."""
@@ -106,14 +113,12 @@ class CronMirror:
 
     def resource_seen(self, event: str | None, body: Body) -> None:
         """Learn what a Cron resource is, or that it is gone (`DELETED`)."""
-        key = _key(body)
-        if event == "DELETED":
-            self._resources.pop(key, None)
-        elif _is_newer(body, self._resources.get(key)):
-            self._resources[key] = _kept(body)
-        else:
-            return
-        self.touched(self._meant(body))
+        if self._resources.seen(event, body):
+            self.touched(self._meant(body))
+
+    def refused(self) -> None:
+        """Learn that other resources are refused than before."""
+        self._wake.set()
 
     def _meant(self, body: Body) -> list[UUID]:
         """Name the cron that a resource's label names: a hint what to look at, since anybody may edit it."""
@@ -160,26 +165,22 @@ class CronMirror:
 
     async def _compare(self, term: TermContext) -> None:
         if self._is_list_due:
-            await self._list()
+            await self._resources.list()
             self._is_list_due = False
         dirty = self._dirty | self._unsettled
         self._dirty, self._unsettled = set(), set()
         async with transaction(term.engine) as connection:
             seen_until = await job_state_repository.snapshot(connection)
             dirty.update(await job_state_repository.read_changed(connection, since=self._seen_until))
+            await self._organizations.read(connection)
         if self._is_all_dirty:
             self._is_all_dirty = False
             await self._remove_abandoned(term)
             await self._compare_all(term)
         else:
             await self._compare_some(term, dirty)
+        await self._tell_refused(term)
         self._seen_until = seen_until
-
-    async def _list(self) -> None:
-        found = [
-            body for namespace in self.namespaces for body in await self._client.list_all(CRONS, namespace=namespace)
-        ]
-        self._resources = {_key(body): body for body in found}
 
     async def _compare_all(self, term: TermContext) -> None:
         after, refusals = _NO_ID, list[KubernetesRefusedError]()
@@ -207,7 +208,7 @@ class CronMirror:
         self, term: TermContext, crons: Collection[ShownCron], now: datetime
     ) -> list[KubernetesRefusedError]:
         """Write what differs; gives what Kubernetes refused, since one that it does not take keeps no other back."""
-        by_uid = {body["metadata"]["uid"]: body for body in self._resources.values()}
+        by_uid = self._resources.by_uid()
         self.state.backlog = len(crons)
         allowed = asyncio.Semaphore(_AT_ONCE)
         refusals: list[KubernetesRefusedError] = []
@@ -234,16 +235,41 @@ class CronMirror:
         if cron.source is CronSource.API:
             await self._mirror(term, cron, now)
         elif registered is not None:
-            await self._write_status(plan_status(cron, registered, now=now), registered, now)
+            await self._tell(cron, registered, now)
+
+    async def _tell(self, cron: ShownCron, registered: Body, now: datetime) -> None:
+        """Write the status of a resource that somebody applied; one that is still to be judged has to wait."""
+        refusal = self._refusals().get(registered["metadata"]["uid"])
+        if is_judged(cron, registered, refusal):
+            await self._write_status(plan_status(cron, registered, now=now, refusal=refusal), registered, now)
+        else:
+            self._unsettled.add(cron.id)
+
+    async def _tell_refused(self, term: TermContext) -> None:
+        """Write the status of resources that were refused, and for which there is no cron."""
+        refusals, by_uid = self._refusals(), self._resources.by_uid()
+        refused = [(each, by_uid[uid]) for uid, each in refusals.items() if uid in by_uid]
+        if not refused:
+            return
+        async with transaction(term.engine) as connection:
+            now = await leases.check(connection, lease=term.lease)
+            registered = {cron.resource.uid: cron.id for cron in await cron_source_repository.read_all(connection)}
+        for refusal, body in refused:
+            if (cron_id := registered.get(body["metadata"]["uid"])) is not None:
+                self._unsettled.add(cron_id)
+            else:
+                await self._write_status(plan_refused_status(refusal, body, now=now), body, now)
 
     async def _mirror(self, term: TermContext, cron: ShownCron, now: datetime) -> None:
         place = await self._place(term, cron)
-        actual = self._resources.get((place.namespace, place.name))
+        actual = self._resources.at(namespace=place.namespace, name=place.name)
+        if actual is not None and not is_mirror_of(cron, actual, place):
+            place, actual = await self._move(term, cron, place), None
         write = plan_write(cron, actual, now=now)
         status = write.status
         if write.spec is not None:
-            before, actual = actual, await self._write_spec(cron, place, write)
-            self._resources[_key(actual)] = _kept(actual)
+            before, actual = actual, await self._write_spec(cron, place, write, actual)
+            self._resources.written(actual)
             async with transaction(term.engine) as connection:
                 await leases.check(connection, lease=term.lease)
                 await mirrors.keep_uid(connection, cron_id=cron.id, uid=actual["metadata"]["uid"])
@@ -264,8 +290,9 @@ class CronMirror:
         """Give where the mirror of a cron is; the first time it is found under its own name, if nobody has that."""
         if cron.place is not None:
             return cron.place
-        namespace = self._homes.get(cron.organization_id, self._settings.release_namespace)
-        names = [cron.name] if is_label(cron.name) and (namespace, cron.name) not in self._resources else []
+        namespace = self._organizations.home(cron.organization_id)
+        is_free = self._resources.at(namespace=namespace, name=cron.name) is None
+        names = [cron.name] if is_label(cron.name) and is_free else []
         for name in [*names, readable_label(cron.name, cron.id)]:
             async with transaction(term.engine) as connection:
                 await leases.check(connection, lease=term.lease)
@@ -273,21 +300,32 @@ class CronMirror:
                     return MirrorPlace(namespace=namespace, name=name, uid=None)
         raise ResourceConflictError(f"No name is free for cron {cron.id}", status=409, reason="AlreadyExists")
 
-    async def _write_spec(self, cron: ShownCron, place: MirrorPlace, write: MirrorWrite) -> Body:
+    async def _move(self, term: TermContext, cron: ShownCron, place: MirrorPlace) -> MirrorPlace:
+        """Leave a name to the resource of somebody else that has it, for the one that is a cron's alone."""
+        name = readable_label(cron.name, cron.id)
+        if name == place.name:
+            raise ResourceConflictError(f"No name is free for cron {cron.id}", status=409, reason="AlreadyExists")
+        async with transaction(term.engine) as connection:
+            await leases.check(connection, lease=term.lease)
+            await mirrors.move_place(connection, cron_id=cron.id, name=name)
+        return MirrorPlace(namespace=place.namespace, name=name, uid=None)
+
+    async def _write_spec(self, cron: ShownCron, place: MirrorPlace, write: MirrorWrite, actual: Body | None) -> Body:
+        """Make a mirror, or bring it about in the resource that is there, and in no other one of that name."""
         body = mirror_body(
-            cron,
-            namespace=place.namespace,
-            name=place.name,
-            installation=self._settings.installation,
-            spec=write.spec or {},
+            cron, namespace=place.namespace, name=place.name, installation=self._installation, spec=write.spec or {}
         )
         await self._pacer.wait()
-        applied = await self._client.apply(CRONS, body, namespace=place.namespace, manager=FIELD_MANAGER)
+        if actual is None:
+            written = await self._client.create(CRONS, body, namespace=place.namespace)
+        else:
+            body["metadata"]["uid"] = actual["metadata"]["uid"]
+            written = await self._client.apply(CRONS, body, namespace=place.namespace)
         if write.surplus:
             surplus = {"spec": dict.fromkeys(write.surplus)}
-            applied = await self._client.patch(CRONS, surplus, name=place.name, namespace=place.namespace)
+            written = await self._client.patch(CRONS, surplus, name=place.name, namespace=place.namespace)
         self.state.written += 1
-        return applied
+        return written
 
     async def _write_status(self, status: Body | None, actual: Body, now: datetime) -> None:
         if status is None:
@@ -300,10 +338,8 @@ class CronMirror:
             "status": status,
         }
         await self._pacer.wait()
-        applied = await self._client.apply(
-            CRONS, body, namespace=metadata["namespace"], manager=FIELD_MANAGER, subresource="status"
-        )
-        self._resources[_key(applied)] = _kept(applied)
+        applied = await self._client.apply(CRONS, body, namespace=metadata["namespace"], subresource="status")
+        self._resources.written(applied)
         self.state.written += 1
         for remark in remarks_on(actual.get("status", {}), status):
             await self._events.tell(applied, remark, now=now)
@@ -313,32 +349,20 @@ class CronMirror:
             await leases.check(connection, lease=term.lease)
             abandoned = await mirrors.read_abandoned(connection)
         for cron_id, place in abandoned.items():
-            await self._pacer.wait()
-            # It may be gone, and another one may have its name.
-            with suppress(ResourceNotFoundError, ResourceConflictError):
-                await self._client.delete(CRONS, name=place.name, namespace=place.namespace, uid=place.uid)
-            self._resources.pop((place.namespace, place.name), None)
+            await self._remove(cron_id, place)
             async with transaction(term.engine) as connection:
                 await leases.check(connection, lease=term.lease)
                 await mirrors.give_place_up(connection, cron_id=cron_id)
 
-
-def _homes(namespaces: Mapping[str, UUID]) -> dict[UUID, str]:
-    """Give each organization the first of its namespaces."""
-    return {organization: namespace for namespace, organization in sorted(namespaces.items(), reverse=True)}
-
-
-def _key(body: Body) -> _Key:
-    return body["metadata"]["namespace"], body["metadata"]["name"]
-
-
-def _kept(body: Body) -> Body:
-    """Leave out what is never looked at, above all who manages which field, which is more than all the rest."""
-    metadata = {name: value for name, value in body["metadata"].items() if name in _METADATA}
-    return {name: value for name, value in body.items() if name in _PARTS} | {"metadata": metadata}
-
-
-def _is_newer(body: Body, known: Body | None) -> bool:
-    if known is None or known["metadata"]["uid"] != body["metadata"]["uid"]:
-        return True
-    return int(body["metadata"]["resourceVersion"]) > int(known["metadata"]["resourceVersion"])
+    async def _remove(self, cron_id: UUID, place: MirrorPlace) -> None:
+        """Delete a mirror, and no resource of its name that is somebody else's."""
+        uid = place.uid
+        found = self._resources.at(namespace=place.namespace, name=place.name)
+        if uid is None and found is not None and names_cron(found, cron_id):
+            uid = found["metadata"]["uid"]
+        if uid is None:
+            return
+        await self._pacer.wait()
+        with suppress(ResourceNotFoundError, ResourceConflictError):
+            await self._client.delete(CRONS, name=place.name, namespace=place.namespace, uid=uid)
+        self._resources.removed(namespace=place.namespace, name=place.name)

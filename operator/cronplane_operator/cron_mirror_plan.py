@@ -3,6 +3,7 @@
 Nothing here reads a clock, the database or the cluster.
 """
 
+import enum
 import hashlib
 import re
 import unicodedata
@@ -12,14 +13,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from cronplane_core.cron_mirror_repository import ShownCron
+from cronplane_core.cron_mirror_repository import MirrorPlace, ShownCron
 from cronplane_core.kubernetes_client import CRONS, Body
-from cronplane_core.tables import RunStatus
+from cronplane_core.tables import CronSource, RunStatus
+from cronplane_operator.cron_resources import is_registration
 
 CRON_ID_LABEL = "crons.cronplane.dev/cron-id"
 _LONGEST_NAME = 63
 _HASH_LENGTH = 8
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
+# What the definition fills in where nothing is said.
+_BY_DEFAULT = frozenset({"consecutive_failures", "runs"})
 _FAILED = frozenset({RunStatus.ERROR, RunStatus.TIMED_OUT, RunStatus.LOST})
 
 
@@ -29,6 +33,25 @@ class Verdict:
 
     holds: bool
     reason: str
+    message: str
+
+
+class RefusalReason(enum.StrEnum):
+    """Why a resource is not registered as it is, in a word."""
+
+    INVALID_SPEC = "InvalidSpec"
+    NAME_TAKEN = "NameTaken"
+    NAMESPACE_NOT_MAPPED = "NamespaceNotMapped"
+    NOT_GRANTED = "NotGranted"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why a resource is not registered as it is: its `metadata.generation` then, a word, and a sentence."""
+
+    generation: int
+    reason: RefusalReason
     message: str
 
 
@@ -105,14 +128,17 @@ def mirror_spec(cron: ShownCron) -> Body:
     return {name: value for name, value in spec.items() if value is not None}
 
 
-def mirror_status(cron: ShownCron, *, generation: int, before: Mapping[str, Any], now: datetime) -> Body:
+def mirror_status(
+    cron: ShownCron, *, generation: int, before: Mapping[str, Any], now: datetime, refusal: Refusal | None = None
+) -> Body:
     """Give the status of the resource of a cron; `before` is the one it has, for when its conditions changed last.
 
-    `generation` is the resource's own, and `now` an aware instant.
+    `generation` is the resource's own, `now` an aware instant, and `refusal` why it is not registered as it is now.
     """
     judged = [run for run in cron.runs if run.status not in {RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.WAITING}]
     last = judged[0] if judged else None
-    verdicts = {"Ready": _ready(cron), "Scheduled": _scheduled(cron), "Degraded": _degraded(cron)}
+    ready = _ready(cron) if refusal is None else _refused(refusal, is_registered=True)
+    verdicts = {"Ready": ready, "Scheduled": _scheduled(cron), "Degraded": _degraded(cron)}
     status = {
         "next_fire": _instant(cron.next_fire if cron.enabled else None),
         "last_fire": _instant(cron.runs[0].scheduled_for if cron.runs else None),
@@ -154,11 +180,45 @@ def plan_write(cron: ShownCron, actual: Body | None, *, now: datetime) -> Mirror
     return MirrorWrite(spec=None if is_right else spec, surplus=surplus, status=plan_status(cron, actual, now=now))
 
 
-def plan_status(cron: ShownCron, actual: Body, *, now: datetime) -> Body | None:
+def plan_status(cron: ShownCron, actual: Body, *, now: datetime, refusal: Refusal | None = None) -> Body | None:
     """Give the status that the resource of a cron lacks, or None if it is right."""
     before = actual.get("status", {})
-    status = mirror_status(cron, generation=actual["metadata"]["generation"], before=before, now=now)
+    generation = actual["metadata"]["generation"]
+    status = mirror_status(cron, generation=generation, before=before, now=now, refusal=refusal)
     return None if before == status else status
+
+
+def plan_refused_status(refusal: Refusal, actual: Body, *, now: datetime) -> Body | None:
+    """Give the status that a resource lacks for which there is no cron, or None if it is right."""
+    before = actual.get("status", {})
+    verdicts = {"Ready": _refused(refusal, is_registered=False)}
+    status = {
+        "conditions": conditions(verdicts, generation=refusal.generation, before=before, now=now),
+        "observedGeneration": refusal.generation,
+    }
+    is_right = before == before | status and not before.keys() - status.keys() - _BY_DEFAULT
+    return None if is_right else status
+
+
+def is_judged(cron: ShownCron, actual: Body, refusal: Refusal | None) -> bool:
+    """Say whether a person's resource has been registered as it is now, or refused."""
+    generation: int = actual["metadata"]["generation"]
+    return generation == (cron.source_generation if refusal is None else refusal.generation)
+
+
+def is_mirror_of(cron: ShownCron, actual: Body, place: MirrorPlace) -> bool:
+    """Say whether the resource in a mirror's place is the mirror, and not somebody else's of the same name.
+
+    It is known by its UID; one that was made and whose UID was not noted any more still names its cron.
+    """
+    uid: str = actual["metadata"]["uid"]
+    return uid == place.uid or names_cron(actual, cron.id)
+
+
+def names_cron(actual: Body, cron_id: UUID) -> bool:
+    """Say whether a resource without a payload says of itself that it mirrors this cron."""
+    labels: Mapping[str, str] = actual["metadata"].get("labels", {})
+    return labels.get(CRON_ID_LABEL) == str(cron_id) and not is_registration(actual)
 
 
 def mirror_body(cron: ShownCron, *, namespace: str, name: str, installation: str, spec: Body) -> Body:
@@ -182,14 +242,23 @@ def mirror_body(cron: ShownCron, *, namespace: str, name: str, installation: str
 def remarks_on(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Remark]:
     """Say what is worth an Event in the change of a status: failures, misses, and pauses."""
     known = {run["id"]: run["status"] for run in before.get("runs", [])}
-    ended = [run for run in after["runs"] if known.get(run["id"]) != run["status"]]
+    ended = [run for run in after.get("runs", []) if known.get(run["id"]) != run["status"]]
     remarks = [_on_run(run) for run in reversed(ended) if run["status"] in _WORTH_AN_EVENT]
     was_paused, is_paused = _is_paused(before), _is_paused(after)
     if is_paused and not was_paused:
         remarks.append(Remark(type="Normal", reason="Paused", message="The cron was paused and does not fire."))
     elif was_paused and not is_paused:
         remarks.append(Remark(type="Normal", reason="Resumed", message="The cron fires again."))
+    if (refused := _refusal_in(after)) is not None and refused != _refusal_in(before):
+        remarks.append(Remark(type="Warning", reason="RegistrationRefused", message=refused))
     return remarks
+
+
+def _refusal_in(status: Mapping[str, Any]) -> str | None:
+    """Give what a status says of a registration that was refused."""
+    known = status.get("conditions", [])
+    refused = (each for each in known if each["type"] == "Ready" and each["reason"] in set(RefusalReason))
+    return next((each["message"] for each in refused), None)
 
 
 _WORTH_AN_EVENT = frozenset({status.value for status in _FAILED} | {RunStatus.MISSED.value})
@@ -211,9 +280,15 @@ def _ready(cron: ShownCron) -> Verdict:
     return Verdict(holds=False, reason="NotTakenUp", message="The runner has not taken the cron up yet.")
 
 
+def _refused(refusal: Refusal, *, is_registered: bool) -> Verdict:
+    before = " What was registered before stays in force." if is_registered else ""
+    return Verdict(holds=False, reason=refusal.reason, message=f"{refusal.message}{before}")
+
+
 def _scheduled(cron: ShownCron) -> Verdict:
     if not cron.enabled:
-        return Verdict(holds=False, reason="Paused", message="The cron is paused; resume it over the API.")
+        how = "set spec.enabled" if cron.source is CronSource.KUBERNETES else "resume it over the API"
+        return Verdict(holds=False, reason="Paused", message=f"The cron is paused; {how}.")
     if cron.next_fire is None:
         return Verdict(holds=False, reason="NeverFiresAgain", message="Its schedule names no instant any more.")
     return Verdict(holds=True, reason="FireAhead", message=f"It fires next at {_instant(cron.next_fire)}.")

@@ -1,4 +1,4 @@
-"""Kopf, in a thread and a loop of its own: it watches Crons and Jobs, and tells of what it saw.
+"""Kopf, in a thread and a loop of its own: it watches Crons, Jobs and namespaces, and tells of what it saw.
 
 Kopf ends as a whole when the API server is away at its start, when its CRD is deleted or when a right is missing, and
 when it ends it cancels tasks that are not its own; so it shares no loop with the runner, and is started again with
@@ -17,7 +17,7 @@ from typing import Any
 
 import kopf
 
-from cronplane_core.kubernetes_client import CRONS, JOBS, Body, load_configuration
+from cronplane_core.kubernetes_client import CRONS, JOBS, NAMESPACES, Body, load_configuration
 
 # Seconds. A watch is asked for anew, so that one that fell silent, or whose right was taken away, is noticed soon.
 _WATCH_SERVER_TIMEOUT = 10
@@ -46,8 +46,9 @@ class WatchState:
 class KopfWatch:
     """Keeps kopf going, and calls back in the loop that started it.
 
-    `on_event` is told of Crons: event type (None from a list), body. `on_job` is told that a Job of ours has changed;
-    without it, Jobs are not watched.
+    `on_event` is told of Crons: event type (None from a list), body. `on_namespace` is told the name of a namespace of
+    which something has become, `on_job` that a Job of ours has changed; without it, Jobs are not watched. `probes` give
+    what kopf's own liveness endpoint answers, for as long as kopf goes, at `probe_url` if there is one.
     """
 
     def __init__(
@@ -56,14 +57,20 @@ class KopfWatch:
         namespaces: Collection[str],
         kubeconfig: Path | None,
         on_event: OnEvent,
+        on_namespace: Callable[[str], None],
         on_job: Callable[[], None] | None,
         on_ended: Callable[[str], None],
+        probes: Mapping[str, Callable[[], object]],
+        probe_url: str | None,
     ) -> None:
         self._namespaces = frozenset(namespaces)
         self._kubeconfig = kubeconfig
         self._on_event = on_event
         self._on_job = on_job
         self._on_ended = on_ended
+        self._on_namespace = on_namespace
+        self._probes = probes
+        self._probe_url = probe_url
         self._stop = threading.Event()
         self._stop_kopf = threading.Event()
         self._ready = threading.Event()
@@ -122,6 +129,7 @@ class KopfWatch:
                 settings=_settings(),
                 namespaces=sorted(self._namespaces),
                 standalone=True,
+                liveness_endpoint=self._probe_url,
                 stop_flag=stop,
                 ready_flag=self._ready,
             )
@@ -136,6 +144,13 @@ class KopfWatch:
             loop.call_soon_threadsafe(self._on_event, event["type"], _plain(event["object"]))
 
         kopf.on.event(CRONS.group, CRONS.version, CRONS.plural, registry=registry)(seen)
+
+        def namespace_seen(*, name: str, **_: object) -> None:
+            loop.call_soon_threadsafe(self._on_namespace, name)
+
+        kopf.on.event(NAMESPACES.group, NAMESPACES.version, NAMESPACES.plural, registry=registry)(namespace_seen)
+        for name, probe in self._probes.items():
+            kopf.on.probe(id=name, registry=registry)(partial(_answer, probe))
         if self._on_job is not None:
             kopf.on.event(JOBS.group, JOBS.version, JOBS.plural, labels=_OURS, registry=registry)(
                 partial(_hand_on, loop, self._on_job)
@@ -160,6 +175,10 @@ class KopfWatch:
 
 def _hand_on(loop: asyncio.AbstractEventLoop, tell: Callable[[], None], **_: object) -> None:
     loop.call_soon_threadsafe(tell)
+
+
+def _answer(probe: Callable[[], object], **_: object) -> object:
+    return probe()
 
 
 def _plain(body: Mapping[str, Any]) -> Body:

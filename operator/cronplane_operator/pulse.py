@@ -1,4 +1,4 @@
-"""Whether the runner's event loop still turns, for those who ask from another thread."""
+"""Whether a loop of the runner still comes round, for those who ask from another thread."""
 
 import time
 from collections.abc import Callable
@@ -19,6 +19,11 @@ class Pulse:
         self._last = self._monotonic()
 
     @property
+    def silence(self) -> float:
+        """Give the seconds since it came round last."""
+        return self._monotonic() - self._last
+
+    @property
     def is_alive(self) -> bool:
         """Tell whether it has come round in the last half minute."""
-        return self._monotonic() - self._last <= _LONGEST_SILENCE
+        return self.silence <= _LONGEST_SILENCE

@@ -85,6 +85,7 @@ class Runner:
         self._stopping = asyncio.Event()
         self.leading = asyncio.Event()
         self.pulse = Pulse()
+        self.reconciler_pulse = Pulse()
 
     def stop(self) -> None:
         """Ask the runner to drain and end; `run` returns when it has."""
@@ -145,6 +146,7 @@ class Runner:
             in_process=self._in_process,
             recorder=self._recorder,
             extensions=self._extensions,
+            reconciler_pulse=self.reconciler_pulse,
         )
         await term.serve(leading=self.leading, stopping=self._stopping)
 
@@ -197,6 +199,7 @@ class Term:
         in_process: Sequence[str],
         recorder: RunRecorder,
         extensions: Sequence[LeaderExtension],
+        reconciler_pulse: Pulse,
     ) -> None:
         self._engine = engine
         self._url = url
@@ -219,6 +222,7 @@ class Term:
             runs_changed=self._runs_changed,
         )
         self._extensions = extensions
+        self._reconciler_pulse = reconciler_pulse
         self._looks = -1
 
     async def serve(self, *, leading: asyncio.Event, stopping: asyncio.Event) -> None:
@@ -377,6 +381,7 @@ class Term:
     async def _resync(self, parts: _Parts) -> None:
         await self._clock.measure(self._engine)
         await parts.reconciler.read_changes()
+        self._reconciler_pulse.beat()
         self._watch(parts)
         parts.scheduler.wakeup()
 

@@ -10,11 +10,12 @@ from cronplane_core import lease as leases
 from cronplane_core.database import DatabaseUnavailableError, transaction
 from cronplane_core.kubernetes_client import RUNNERS, Body, KubernetesClient, KubernetesError
 from cronplane_core.settings import KubernetesSettings
-from cronplane_operator.cron_mirror import FIELD_MANAGER, MirrorState
+from cronplane_operator.cron_mirror import MirrorState
 from cronplane_operator.cron_mirror_plan import Verdict, conditions
 from cronplane_operator.job_launcher import LaunchState
 from cronplane_operator.kopf_watch import WatchState
 from cronplane_operator.leader_extension import TermContext
+from cronplane_operator.resource_registration import RegistrationState
 from cronplane_operator.runner_metrics import Load
 
 # Seconds between two looks; what has not changed is not written.
@@ -31,12 +32,14 @@ class RunnerResource:
         client: KubernetesClient,
         mirror: Callable[[], MirrorState],
         watch: Callable[[], WatchState],
+        registration: Callable[[], RegistrationState],
         launches: LaunchState,
     ) -> None:
         self._settings = settings
         self._client = client
         self._mirror = mirror
         self._watch = watch
+        self._registration = registration
         self._launches = launches
         self._load: Load | None = None
         self._status: Body = {}
@@ -83,9 +86,7 @@ class RunnerResource:
             "metadata": {"name": self._settings.installation, "namespace": namespace},
             **part,
         }
-        return await self._client.apply(
-            RUNNERS, body, namespace=namespace, manager=FIELD_MANAGER, subresource=subresource
-        )
+        return await self._client.apply(RUNNERS, body, namespace=namespace, subresource=subresource)
 
     def _told(self, term: TermContext, now: datetime) -> Body:
         mirror = self._mirror()
@@ -106,11 +107,16 @@ class RunnerResource:
         return {name: value for name, value in status.items() if value is not None}
 
     def _verdicts(self) -> Mapping[str, Verdict]:
-        mirror, watch = self._mirror(), self._watch()
+        mirror, registration, watch = self._mirror(), self._registration(), self._watch()
         ready = Verdict(holds=True, reason="Leading", message="A runner leads and fires.")
         if mirror.trouble:
             message = f"The mirror is behind: {mirror.trouble}"
             degraded = Verdict(holds=True, reason=mirror.trouble_reason, message=message)
+        elif registration.trouble:
+            message = f"Resources wait to be registered: {registration.trouble}"
+            degraded = Verdict(holds=True, reason=registration.trouble_reason, message=message)
+        elif registration.held:
+            degraded = Verdict(holds=True, reason="DeletionsHeld", message=registration.held)
         elif self._launches.trouble:
             message = f"Runs wait for their pods: {self._launches.trouble}"
             degraded = Verdict(holds=True, reason="JobsNotLaunched", message=message)

@@ -16,7 +16,7 @@ CLUSTER_RIGHTS = {
     "namespaces": "[get list watch]",
 }
 RUNNER_RIGHTS = {
-    "runners.crons.cronplane.dev": "[create patch]",
+    "runners.crons.cronplane.dev": "[get create patch]",
     "runners.crons.cronplane.dev/status": "[patch]",
 }
 RUN_RIGHTS = {

@@ -775,7 +775,7 @@ async def test_a_body_that_is_wrong_in_thousands_of_places_gets_a_short_answer(
     assert len(answer.content) < LIMIT
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     changes=st.dictionaries(st.sampled_from([*BODY, "timeout", "overlap", "starts_at", "backoff"]), NESTED, min_size=1)
 )
@@ -786,7 +786,7 @@ async def test_no_body_whatsoever_is_answered_with_a_500(api: Any, changes: dict
         assert answer.status_code in {200, 201, 400, 409, 422}, answer.text
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     query=st.dictionaries(st.sampled_from(["name", "entrypoint", "cursor", "limit", "enabled"]), st.text(max_size=30))
 )

@@ -293,3 +293,52 @@ async def test_a_change_with_an_etag_is_refused_when_the_cron_changed_while_an_e
     await api.call("PATCH", cron["id"], json={"name": "renamed"})
     deliberation.may_go_on.set()
     assert (await asking).status_code == 412
+
+
+RESOURCE = {
+    "source": "kubernetes",
+    "source_namespace": "acme",
+    "source_name": "nightly",
+    "source_uid": "a uid",
+    "source_generation": 1,
+    "source_scope": "a scope",
+}
+CHANGES: list[tuple[str, str, dict[str, Any]]] = [
+    ("PATCH", "", {"json": {"name": "another"}}),
+    ("DELETE", "", {}),
+    ("POST", "/pause", {}),
+    ("POST", "/resume", {}),
+]
+
+
+def define_by_resource(database: Any, **changes: Any) -> None:
+    values = RESOURCE | changes
+    assignments = ", ".join(f"{name} = %s" for name in values)
+    database.execute(f"UPDATE scheduler.cron_jobs SET {assignments}", list(values.values()))
+
+
+@pytest.mark.parametrize(("method", "path", "options"), CHANGES, ids=[f"{each[0]} {each[1]}" for each in CHANGES])
+async def test_a_cron_of_a_resource_is_changed_there_and_the_answer_names_it(
+    api: Any, database: Any, method: str, path: str, options: dict[str, Any]
+) -> None:
+    cron = await api.register()
+    define_by_resource(database)
+    answer = await api.call(method, f"{cron['id']}{path}", **options)
+    assert (answer.status_code, answer.json()["type"].rpartition("/")[2]) == (409, "defined-by-resource")
+    assert "acme/nightly" in answer.json()["detail"]
+    shown = (await api.call("GET", cron["id"])).json()
+    assert (shown["name"], shown["enabled"], shown["source"], shown["resource"]) == (
+        "my job",
+        True,
+        "kubernetes",
+        "acme/nightly",
+    )
+    assert (await api.call("POST", f"{cron['id']}/trigger")).status_code == 202
+
+
+async def test_a_cron_whose_resource_went_with_its_namespace_can_be_deleted_over_the_api(
+    api: Any, database: Any
+) -> None:
+    cron = await api.register()
+    define_by_resource(database, source_uid=None)
+    assert (await api.call("DELETE", cron["id"])).status_code == 204

@@ -12,7 +12,7 @@ from cronplane_core import array_literals as arrays
 storable = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(values=st.lists(st.none() | storable))
 def test_texts_come_back_as_they_were(database: Any, values: list[str | None]) -> None:
     assert database.execute("SELECT %s::text[]", (arrays.texts(values),)) == [(values,)]

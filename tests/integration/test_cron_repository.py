@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError, NoResultFound
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cronplane_core import cron_repository
-from cronplane_core.cron_repository import Cron, CronNameTakenError, Definition, NewCron, Policy
+from cronplane_core.cron_repository import Cron, CronNameTakenError, DefiningResource, Definition, NewCron, Policy
 from cronplane_core.database import transaction
 from cronplane_core.organization_repository import Organization
 from cronplane_core.tables import Catchup, CronSource, Overlap
@@ -78,6 +78,9 @@ async def delete(engine: AsyncEngine, cron: Cron) -> None:
         await cron_repository.delete_cron(connection, cron=locked, deleted_by="key:3")
 
 
+RESOURCE = DefiningResource(namespace="acme", name="nightly", uid="a uid", generation=4, scope="a scope")
+
+
 def versions(database: Any, columns: str) -> list[tuple[Any, ...]]:
     found: list[tuple[Any, ...]] = database.execute(
         f"SELECT {columns} FROM scheduler.cron_job_versions ORDER BY generation"
@@ -93,9 +96,7 @@ async def test_a_cron_is_read_as_it_was_written(engine: AsyncEngine, organizatio
             id=cron_id,
             definition=DEFINITION,
             created_by="key:1",
-            source=CronSource.KUBERNETES,
-            source_uid="a uid",
-            source_generation=4,
+            resource=RESOURCE,
         )
         [inserted] = await cron_repository.insert_crons(connection, organization_id=organization.id, crons=[new])
     assert inserted == Cron(
@@ -104,14 +105,13 @@ async def test_a_cron_is_read_as_it_was_written(engine: AsyncEngine, organizatio
         definition=DEFINITION,
         generation=1,
         effective_from=NOON,
-        source=CronSource.KUBERNETES,
-        source_uid="a uid",
-        source_generation=4,
+        resource=RESOURCE,
         created_at=NOON,
         created_by="key:1",
         updated_at=NOON,
         updated_by="key:1",
     )
+    assert inserted.source is CronSource.KUBERNETES
     assert await get(engine, organization, cron_id) == inserted
 
 

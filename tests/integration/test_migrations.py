@@ -75,6 +75,10 @@ ROWS["0006"] = (
     + "INSERT INTO scheduler.attempt_jobs SELECT id, 1, 'runs', 'a-job', 'a uid', 'run', now(), now(), 'a log' "
     + "FROM scheduler.cron_runs;"
 )
+ROWS["0007"] = ROWS["0006"] + (
+    "UPDATE scheduler.cron_jobs SET source = 'kubernetes', source_uid = 'a uid', source_generation = 1,"
+    " source_namespace = 'acme', source_name = id::text, source_scope = 'a scope';"
+)
 
 
 FORBIDDEN = [

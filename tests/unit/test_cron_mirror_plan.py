@@ -54,6 +54,7 @@ def cron(**changes: Any) -> ShownCron:
         "generation": 4,
         "source": CronSource.API,
         "source_uid": None,
+        "source_generation": None,
         "next_fire": LATER,
         "is_scheduled": True,
         "runs": (),

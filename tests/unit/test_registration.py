@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from cronplane_core.cron_repository import Cron, Policy
 from cronplane_core.schedule import Schedule
-from cronplane_core.tables import Catchup, CronSource, Overlap
+from cronplane_core.tables import Catchup, Overlap
 from cronplane_entries.core import (
     BaseExecutionPayload,
     BaseUserPayload,
@@ -370,9 +370,7 @@ async def a_cron(registrar: Registrar) -> Cron:
         definition=definition,
         generation=1,
         effective_from=NOW,
-        source=CronSource.API,
-        source_uid=None,
-        source_generation=None,
+        resource=None,
         created_at=NOW,
         created_by=USER.id,
         updated_at=NOW,

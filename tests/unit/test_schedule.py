@@ -384,7 +384,7 @@ ZONES = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(times=TIMES, dates=DATES, zone=ZONES, start=st.integers(0, 730 * 24 * 60), days=st.integers(1, 60))
 def test_the_shortest_interval_is_that_of_all_fires_listed(
     times: tuple[str, str], dates: str, zone: str, start: int, days: int

@@ -248,7 +248,7 @@ EXPRESSIONS = st.builds(lambda minute, hour, dates: " ".join((minute, hour, *dat
 AROUND = st.timedeltas(min_value=timedelta(hours=-5), max_value=timedelta(hours=5))
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(
     where=st.sampled_from(CLOCK_CHANGES),
     expression=EXPRESSIONS,
@@ -280,7 +280,7 @@ def test_any_schedule_asked_anywhere_around_a_change_agrees_with_the_walk(
             assert answer is None or answer >= end
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(where=st.sampled_from(CLOCK_CHANGES), expression=EXPRESSIONS, first=AROUND, second=AROUND)
 def test_next_fires_grow_with_the_question_and_leave_none_out(
     where: tuple[str, str, str], expression: str, first: timedelta, second: timedelta

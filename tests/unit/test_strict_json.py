@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cronplane_api.errors import ProblemError
-from cronplane_api.strict_json import DEEPEST_NESTING, MOST_DIGITS, parse, pointer
-from cronplane_entries.invocation import MOST_ERRORS
+from cronplane_api.strict_json import DEEPEST_NESTING, MOST_DIGITS, parse
+from cronplane_entries.invocation import MOST_ERRORS, json_pointer
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 VALUES = st.recursive(
@@ -139,4 +139,4 @@ def test_no_refusal_repeats_what_was_sent() -> None:
 
 
 def test_a_pointer_escapes_what_rfc_6901_escapes() -> None:
-    assert pointer(("a/b", 0, "m~n", "")) == "/a~1b/0/m~0n/"
+    assert json_pointer(("a/b", 0, "m~n", "")) == "/a~1b/0/m~0n/"

@@ -1,0 +1,257 @@
+"""Registers the Cron resources that people apply, and lets go of crons whose resources they delete.
+
+Level-triggered: each look compares the resources with the table, and the plan of it is carried out. What is refused is
+kept for the mirror to say, which alone writes resources. A cron is deleted only after two complete lists without its
+resource, with definition and namespace still the same.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from cronplane_core import cron_mirror_repository, cron_source_repository
+from cronplane_core import lease as leases
+from cronplane_core.cron_source_repository import ResourceCron
+from cronplane_core.database import DatabaseUnavailableError, transaction
+from cronplane_core.kubernetes_client import (
+    NAMESPACES,
+    RESOURCE_DEFINITIONS,
+    RUNNERS,
+    KubernetesClient,
+    KubernetesError,
+    ResourceKind,
+    ResourceNotFoundError,
+)
+from cronplane_core.settings import KubernetesSettings
+from cronplane_entries.registration import Registrar
+from cronplane_operator.cron_mirror_plan import Refusal, RefusalReason
+from cronplane_operator.cron_resources import CronResources, is_registration
+from cronplane_operator.event_waits import any_set_or_elapsed
+from cronplane_operator.leader_extension import TermContext
+from cronplane_operator.namespace_organizations import NamespaceOrganizations
+from cronplane_operator.resource_registrar import ResourceRegistrar
+from cronplane_operator.resource_registration_plan import (
+    LISTS_UNTIL_GONE,
+    Registering,
+    RegistrationPlan,
+    digest,
+    plan,
+)
+
+CONFIRMATION = "crons.cronplane.dev/confirm-deletions"
+_DEFINITION = f"crons.{RUNNERS.group}"
+# Seconds. What was refused may be taken by now, and what nobody told of is found.
+_COMPARISON_INTERVAL = 60.0
+# What comes within this many seconds is registered together.
+_GATHER = 0.3
+# Between two questions whether deletions are confirmed.
+_HELD_PAUSE = 5.0
+_LONGEST_BACKOFF = 30.0
+_AT_ONCE = 8
+
+
+@dataclass(slots=True)
+class RegistrationState:
+    """How registration goes. `refusals` are by UID; `trouble` and `held` are sentences, or empty."""
+
+    refusals: dict[str, Refusal] = field(default_factory=dict)
+    trouble: str = ""
+    trouble_reason: str = ""
+    held: str = ""
+
+
+class ResourceRegistration:
+    """Registers for one installation, while its process leads. `on_refused` is called when refusals have changed."""
+
+    def __init__(
+        self,
+        *,
+        settings: KubernetesSettings,
+        client: KubernetesClient,
+        resources: CronResources,
+        organizations: NamespaceOrganizations,
+        registrar: Registrar,
+        on_refused: Callable[[], None],
+    ) -> None:
+        self._on_refused = on_refused
+        self._settings = settings
+        self._client = client
+        self._resources = resources
+        self._organizations = organizations
+        self._registrar = registrar
+        self._scopes: dict[str, str] = {}
+        self._absences: dict[str, int] = {}
+        self._lists = 0
+        self._is_list_due = True
+        self._wake = asyncio.Event()
+        self.state = RegistrationState()
+
+    def namespace_seen(self, name: str) -> None:
+        """Learn that something has become of a namespace."""
+        if name in self._resources.namespaces:
+            self._is_list_due = True
+            self._wake.set()
+
+    def loops(self, term: TermContext) -> Sequence[Coroutine[None, None, None]]:
+        """Register until the term ends."""
+        return [self._keep_registering(term)]
+
+    async def _keep_registering(self, term: TermContext) -> None:
+        changed = self._resources.changed.subscribe()
+        registrar = ResourceRegistrar(term=term, registrar=self._registrar)
+        self._is_list_due, self._absences = True, {}
+        backoff = _GATHER
+        while True:
+            self._wake.clear()
+            changed.clear()
+            try:
+                pause = await self._compare(term, registrar)
+                self.state.trouble = self.state.trouble_reason = ""
+                backoff = _GATHER
+            except (KubernetesError, DatabaseUnavailableError) as error:
+                self.state.trouble, self.state.trouble_reason = str(error), type(error).__name__.removesuffix("Error")
+                self._is_list_due = True
+                backoff = pause = min(2 * backoff, _LONGEST_BACKOFF)
+            await asyncio.sleep(backoff)
+            await any_set_or_elapsed(self._wake, changed, seconds=pause)
+
+    async def _compare(self, term: TermContext, registrar: ResourceRegistrar) -> float:
+        """Compare once, and do what is to be done; gives the seconds until the next time, if nobody tells."""
+        async with transaction(term.engine) as connection:
+            now = await leases.check(connection, lease=term.lease)
+            await self._organizations.read(connection)
+            crons = await cron_source_repository.read_all(connection)
+        if self._is_list_due or self._is_any_missing(crons):
+            with suppress(ResourceNotFoundError):
+                await self._resources.list()
+            self._is_list_due = False
+        if is_list_new := self._lists != self._resources.lists:
+            await self._judge_list(crons)
+        decided = await self._decide(term, crons)
+        await self._carry_out(registrar, decided, now=now, again=is_list_new)
+        if decided.register or decided.delete or decided.disable:
+            term.crons_changed.set()
+        return _HELD_PAUSE if decided.held else _COMPARISON_INTERVAL
+
+    def _is_any_missing(self, crons: Collection[ResourceCron]) -> bool:
+        """Say whether a resource is missing of which it is not known yet that it is gone."""
+        present = self._resources.by_uid()
+        uids = [cron.resource.uid for cron in crons if cron.resource.uid is not None]
+        return any(uid not in present and self._absences.get(uid, 0) < LISTS_UNTIL_GONE for uid in uids)
+
+    async def _judge_list(self, crons: Collection[ResourceCron]) -> None:
+        """Count from how many lists in a row each known resource was missing, and see what there still is beside."""
+        lists = self._resources.lists
+        self._scopes = await self._read_scopes()
+        self._lists = lists
+        present = self._resources.by_uid()
+        missing = [cron.resource.uid for cron in crons if cron.resource.uid and cron.resource.uid not in present]
+        self._absences = {uid: self._absences.get(uid, 0) + 1 for uid in missing}
+
+    async def _read_scopes(self) -> dict[str, str]:
+        """Name with what the resources of each namespace would go: their definition, and the namespace itself."""
+        definition = await self._lasting(RESOURCE_DEFINITIONS, _DEFINITION)
+        if definition is None:
+            return {}
+        found = {name: await self._lasting(NAMESPACES, name) for name in self._resources.namespaces}
+        return {name: f"{definition} {uid}" for name, uid in found.items() if uid is not None}
+
+    async def _lasting(self, kind: ResourceKind, name: str) -> str | None:
+        """Give the UID of an object, None if it is not there or about to go."""
+        with suppress(ResourceNotFoundError):
+            metadata = (await self._client.get(kind, name=name))["metadata"]
+            return None if metadata.get("deletionTimestamp") else str(metadata["uid"])
+        return None
+
+    async def _decide(self, term: TermContext, crons: Collection[ResourceCron]) -> RegistrationPlan:
+        known = {cron.resource.uid for cron in crons}
+        new = [uid for uid, body in self._resources.by_uid().items() if is_registration(body) and uid not in known]
+        async with transaction(term.engine) as connection:
+            mirrors = await cron_mirror_repository.read_mirrors_among(connection, uids=new)
+        decided = self._decided(crons, mirrors, confirmed=None)
+        if decided.held and (confirmed := await self._confirmation()) is not None:
+            decided = self._decided(crons, mirrors, confirmed=confirmed)
+        return decided
+
+    def _decided(
+        self, crons: Collection[ResourceCron], mirrors: Collection[str], *, confirmed: str | None
+    ) -> RegistrationPlan:
+        return plan(
+            resources=list(self._resources),
+            crons=crons,
+            mirrors=mirrors,
+            organizations=self._organizations.found,
+            scopes=self._scopes,
+            absences=self._absences,
+            confirmed=confirmed,
+        )
+
+    async def _confirmation(self) -> str | None:
+        """Read which deletions an administrator has confirmed, if any."""
+        with suppress(ResourceNotFoundError):
+            runner = await self._client.get(
+                RUNNERS, name=self._settings.installation, namespace=self._settings.release_namespace
+            )
+            confirmed: str | None = runner["metadata"].get("annotations", {}).get(CONFIRMATION)
+            return confirmed
+        return None
+
+    async def _carry_out(
+        self, registrar: ResourceRegistrar, decided: RegistrationPlan, *, now: datetime, again: bool
+    ) -> None:
+        self.state.held = self._in_words(decided.held)
+        for cron in decided.disable:
+            await registrar.disable(cron)
+        for cron in decided.delete:
+            await registrar.delete(cron)
+        for each in decided.moved:
+            if each.cron is not None:
+                await registrar.keep(each.cron, each.resource)
+        refused = await self._register_all(registrar, decided.register, now=now, again=again)
+        unmapped = {body["metadata"]["uid"]: _unmapped(body["metadata"]["generation"]) for body in decided.unmapped}
+        before, self.state.refusals = self.state.refusals, refused | unmapped
+        if before != self.state.refusals:
+            self._on_refused()
+
+    async def _register_all(
+        self, registrar: ResourceRegistrar, asked: Sequence[Registering], *, now: datetime, again: bool
+    ) -> dict[str, Refusal]:
+        """Register what there is to register; what was refused as it is now is tried only `again`."""
+        refusals: dict[str, Refusal] = {}
+        room = asyncio.Semaphore(_AT_ONCE)
+
+        async def register(each: Registering) -> None:
+            uid = str(each.resource.uid)
+            refusal = None if again else self.state.refusals.get(uid)
+            if refusal is None or refusal.generation != each.resource.generation:
+                async with room:
+                    refusal = await registrar.register(each, now=now)
+            if refusal is not None:
+                refusals[uid] = refusal
+
+        failures = await asyncio.gather(*map(register, asked), return_exceptions=True)
+        for failure in failures:
+            if failure is not None:
+                raise failure
+        return refusals
+
+    def _in_words(self, held: Collection[ResourceCron]) -> str:
+        if not held:
+            return ""
+        places = ", ".join(sorted({cron.resource.namespace for cron in held}))
+        return (
+            f"{len(held)} crons, most of those in {places}, lost their resources at once, and none was deleted. Apply "
+            "the resources again, or confirm: kubectl annotate --overwrite runner "
+            f"{self._settings.installation} -n {self._settings.release_namespace} {CONFIRMATION}={digest(held)}"
+        )
+
+
+def _unmapped(generation: int) -> Refusal:
+    return Refusal(
+        generation=generation,
+        reason=RefusalReason.NAMESPACE_NOT_MAPPED,
+        message="The namespace belongs to no organization of this installation, so that nothing is registered here; "
+        "have the administrator map it.",
+    )

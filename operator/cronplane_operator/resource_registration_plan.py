@@ -1,0 +1,154 @@
+"""What becomes of the crons that resources define, decided from records alone.
+
+A resource is told from another by its UID and what it says by its generation, never by a label. A cron is deleted only
+when its resource is known to have been deleted: what went with its namespace or with its definition is disabled, and
+what went with too many others is left as it is until somebody confirms it.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from uuid import UUID
+
+from cronplane_core.cron_repository import DefiningResource
+from cronplane_core.cron_source_repository import ResourceCron
+from cronplane_core.kubernetes_client import Body
+from cronplane_core.organization_repository import Organization
+from cronplane_operator.cron_resources import is_registration
+
+# Complete lists that a resource has to be missing from until it is gone.
+LISTS_UNTIL_GONE = 2
+# So many crons of a namespace, if they are also more than half of it, do not lose their resources by intention.
+_MANY = 10
+_DIGEST_LENGTH = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registering:
+    """A resource to register for an organization: anew, or again for the cron that it defines already."""
+
+    body: Body
+    resource: DefiningResource
+    organization: Organization
+    cron: ResourceCron | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistrationPlan:
+    """What is to be done. `held` are crons that would be deleted if that was confirmed.
+
+    `moved` are resources as registered but for their scope, `unmapped` those whose namespace has no organization.
+    """
+
+    register: tuple[Registering, ...]
+    delete: tuple[ResourceCron, ...]
+    disable: tuple[ResourceCron, ...]
+    moved: tuple[Registering, ...]
+    held: tuple[ResourceCron, ...]
+    unmapped: tuple[Body, ...]
+
+
+def plan(
+    *,
+    resources: Collection[Body],
+    crons: Collection[ResourceCron],
+    mirrors: Collection[str],
+    organizations: Mapping[str, Organization],
+    scopes: Mapping[str, str],
+    absences: Mapping[str, int],
+    confirmed: str | None,
+) -> RegistrationPlan:
+    """Compare the resources with the crons that resources define.
+
+    `mirrors` are the UIDs of resources that mirror crons of the API, `scopes` those of the namespaces that are there,
+    `absences` says from how many complete lists in a row a UID was missing, and `confirmed` is the digest of crons that
+    may be deleted though they are many.
+    """
+    present = {body["metadata"]["uid"]: body for body in resources}
+    strays = {cron.id for cron in crons if _is_of_another(cron, organizations)}
+    gone = [cron for cron in crons if cron.id not in strays and _is_gone(cron, present, absences)]
+    disabled = [cron for cron in gone if scopes.get(cron.resource.namespace) != cron.resource.scope]
+    lost = [cron for cron in crons if cron.id in strays] + [cron for cron in gone if cron not in disabled]
+    held = _held(lost, crons, confirmed=confirmed)
+    known = {(cron.resource.namespace, cron.resource.name): cron for cron in crons}
+    asked = [body for body in present.values() if _asks(body, known.get(_place(body)), mirrors=mirrors, strays=strays)]
+    found = [each for body in asked if (each := _registering(body, known, organizations, scopes)) is not None]
+    return RegistrationPlan(
+        register=tuple(each for each in found if not _is_as_registered(each)),
+        delete=tuple(cron for cron in lost if cron not in held),
+        disable=tuple(disabled),
+        moved=tuple(each for each in found if _is_as_registered(each) and _has_moved(each)),
+        held=tuple(held),
+        unmapped=tuple(body for body in asked if body["metadata"]["namespace"] not in organizations),
+    )
+
+
+def digest(crons: Iterable[ResourceCron]) -> str:
+    """Name a set of crons in a word that somebody can confirm it by; another set has another one."""
+    names = ",".join(sorted(str(cron.id) for cron in crons))
+    return hashlib.sha256(names.encode()).hexdigest()[:_DIGEST_LENGTH]
+
+
+def _is_gone(cron: ResourceCron, present: Mapping[str, Body], absences: Mapping[str, int]) -> bool:
+    uid = cron.resource.uid
+    return uid is not None and uid not in present and absences.get(uid, 0) >= LISTS_UNTIL_GONE
+
+
+def _is_of_another(cron: ResourceCron, organizations: Mapping[str, Organization]) -> bool:
+    """Say whether the namespace of a cron's resource has been given to another organization."""
+    owner = organizations.get(cron.resource.namespace)
+    return owner is not None and owner.id != cron.organization_id
+
+
+def _held(
+    lost: Collection[ResourceCron], crons: Collection[ResourceCron], *, confirmed: str | None
+) -> list[ResourceCron]:
+    """Give the crons that lost their resources together with too many others of their namespace."""
+    counts = Counter(cron.resource.namespace for cron in lost)
+    all_of = Counter(cron.resource.namespace for cron in crons if cron.resource.uid is not None)
+    many = {name for name, count in counts.items() if count > _MANY and 2 * count > all_of[name]}
+    held = [cron for cron in lost if cron.resource.namespace in many]
+    return [] if digest(held) == confirmed else held
+
+
+def _asks(body: Body, cron: ResourceCron | None, *, mirrors: Collection[str], strays: Collection[UUID]) -> bool:
+    """Say whether a resource asks to be registered; one whose place a stray cron still has will ask again."""
+    if body["metadata"]["uid"] in mirrors or (cron is not None and cron.id in strays):
+        return False
+    return cron is not None or is_registration(body)
+
+
+def _registering(
+    body: Body,
+    known: Mapping[tuple[str, str], ResourceCron],
+    organizations: Mapping[str, Organization],
+    scopes: Mapping[str, str],
+) -> Registering | None:
+    metadata = body["metadata"]
+    organization, scope = organizations.get(metadata["namespace"]), scopes.get(metadata["namespace"])
+    if organization is None or scope is None:
+        return None
+    resource = DefiningResource(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        generation=metadata["generation"],
+        scope=scope,
+    )
+    return Registering(body=body, resource=resource, organization=organization, cron=known.get(_place(body)))
+
+
+def _is_as_registered(registering: Registering) -> bool:
+    if registering.cron is None:
+        return False
+    known, found = registering.cron.resource, registering.resource
+    return (known.uid, known.generation) == (found.uid, found.generation)
+
+
+def _has_moved(registering: Registering) -> bool:
+    return registering.cron is not None and registering.cron.resource.scope != registering.resource.scope
+
+
+def _place(body: Body) -> tuple[str, str]:
+    return body["metadata"]["namespace"], body["metadata"]["name"]
