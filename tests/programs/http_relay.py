@@ -18,6 +18,7 @@ import asyncio
 import json
 import ssl
 import sys
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,8 +70,7 @@ class Relay:
         """Pass one request on, or break it."""
         what = f"{request.method} {request.path_qs}"
         body = await request.read()
-        while (fault := self._orders.fault(what)) == "silence":
-            await self._orders.changed.wait()
+        fault = await self._held_fault(what)
         if fault == "refuse":
             return self._refusal()
         if fault == "cut":
@@ -88,29 +88,40 @@ class Relay:
     ) -> web.StreamResponse:
         headers = {name: value for name, value in found.headers.items() if name.lower() not in _OF_THE_CONNECTION}
         answer = web.StreamResponse(status=found.status, headers=headers)
-        await answer.prepare(request)
-        chunks = asyncio.create_task(_next(found))
+        # Whoever asked may be gone by now.
+        with suppress(ConnectionResetError):
+            await answer.prepare(request)
+            async for chunk in self._unbroken(request, found, what):
+                await answer.write(chunk)
+            await answer.write_eof()
+        return answer
+
+    async def _unbroken(
+        self, request: web.BaseRequest, found: aiohttp.ClientResponse, what: str
+    ) -> AsyncIterator[bytes]:
+        """Give what comes from upstream, held up or broken off by an order, even while nothing comes, as in a watch."""
+        coming = asyncio.create_task(_next(found))
         try:
             while True:
-                # An order may come while nothing does from upstream, such as in a watch.
                 changed = asyncio.create_task(self._orders.changed.wait())
-                await asyncio.wait({chunks, changed}, return_when=asyncio.FIRST_COMPLETED)
-                if changed.done():
-                    while (fault := self._orders.fault(what)) == "silence":
-                        await self._orders.changed.wait()
-                    if fault == "cut":
-                        return _close(request)
-                    continue
+                await asyncio.wait({coming, changed}, return_when=asyncio.FIRST_COMPLETED)
+                if changed.done() and await self._held_fault(what) == "cut":
+                    _close(request)
+                    return
                 changed.cancel()
-                chunk = chunks.result()
-                if not chunk:
-                    break
-                await answer.write(chunk)
-                chunks = asyncio.create_task(_next(found))
+                if coming.done():
+                    if not (chunk := coming.result()):
+                        return
+                    coming = asyncio.create_task(_next(found))
+                    yield chunk
         finally:
-            chunks.cancel()
-        await answer.write_eof()
-        return answer
+            coming.cancel()
+
+    async def _held_fault(self, what: str) -> str | None:
+        """Give the fault that a request is to meet, once it is not silence any more."""
+        while (fault := self._orders.fault(what)) == "silence":
+            await self._orders.changed.wait()
+        return fault
 
     def _refusal(self) -> web.Response:
         order = self._orders.now
