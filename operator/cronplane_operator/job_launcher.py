@@ -33,7 +33,7 @@ from cronplane_operator.fair_queue import FairQueue
 from cronplane_operator.job_manifest import JobPlace, is_job_of, job, job_name, service_account
 from cronplane_operator.leader_extension import TermContext
 from cronplane_operator.pod_attempt_record import PodAttemptRecord
-from cronplane_operator.pod_outcome import is_quota
+from cronplane_operator.pod_outcome import is_quota, without_usage
 
 # Seconds between two looks at the table, if nobody tells.
 _LOOK_PAUSE = 1.0
@@ -193,8 +193,8 @@ class JobLauncher:
 
     async def _refuse(self, attempt: UnlaunchedAttempt, error: KubernetesRefusedError, *, now: datetime) -> None:
         reason = "Quota" if is_quota(str(error)) else "JobRefused"
-        message = f"Kubernetes takes no Job for it at the moment. {error}"
-        self._state.trouble = message
+        told = "Kubernetes takes no Job for it at the moment. {}"
+        self._state.trouble, message = told.format(error), told.format(without_usage(str(error)))
         if now >= attempt.since + (attempt.catchup_window or DEFAULT_CATCHUP_WINDOW):
             await self._give_up(attempt, reason=reason, message=message)
             return

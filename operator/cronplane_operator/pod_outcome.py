@@ -60,13 +60,18 @@ def obstacle(pods: Sequence[Body], *, refused: str | None = None) -> Obstacle:
         return Obstacle("PodNotStarted", "The pod has not begun the attempt yet.")
     if refused is not None:
         reason = "Quota" if is_quota(refused) else "PodRefused"
-        return Obstacle(reason, _sentence("Kubernetes makes no pod for the Job at the moment", refused))
+        return Obstacle(reason, _sentence("Kubernetes makes no pod for the Job at the moment", without_usage(refused)))
     return Obstacle("PodNotMade", "Kubernetes has made no pod for the Job yet.")
 
 
 def is_quota(refusal: str) -> bool:
     """Say whether it is a quota because of which Kubernetes refuses something (its admission plugin ResourceQuota)."""
     return "exceeded quota" in refusal
+
+
+def without_usage(refusal: str) -> str:
+    """Give a refusal without how much of a quota all organizations use: none is to infer that of another."""
+    return refusal.partition(", requested: ")[0] if is_quota(refusal) else refusal
 
 
 def refusals(events: Sequence[Body]) -> dict[str, str]:

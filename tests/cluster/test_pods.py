@@ -124,7 +124,7 @@ async def test_a_run_says_so_when_a_quota_allows_its_job_no_pod(
     database.set_clock(DUE)
     await until(IS_QUEUED, ["Quota"])
     [(message,)] = database.execute("SELECT message FROM scheduler.cron_runs")
-    assert "exceeded quota: none" in message
+    assert message.endswith("exceeded quota: none")
     kubectl("delete", "quota", "none", *here)
     see("waiting", result="completed", reason="Completed")
     assert database.execute(RUN) == [("completed", "Completed", 1)]
