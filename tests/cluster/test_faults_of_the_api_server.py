@@ -103,20 +103,21 @@ async def test_watches_that_are_cut_or_silent_make_a_resource_late_by_at_most_70
 ) -> None:
     relay, kubeconfig = kubernetes_relay
     await add_work(cron_expr="* * * * *")
-    here = ("--namespace", installation.tenant)
+    mirror = ("cron/work", "--namespace", installation.tenant)
     start_operator(kubeconfig=kubeconfig)
     database.set_clock(DUE)
     await until(ENDED, [1])
-    kubectl.wait("jsonpath={.status.last_result}=completed", "crons", "--all", *here)
+    kubectl.wait("create", *mirror)
+    kubectl.wait("jsonpath={.status.last_result}=completed", *mirror)
     for fault in ("silence", "cut"):
         relay.order(fault=fault, only="watch=true")
         relay.told.wait_for(f"{fault} GET")
         [(now,)] = database.execute("SELECT scheduler.now()")
         database.set_clock(now, speed=5)
         edit = json.dumps({"spec": {"cron_expr": "1 1 1 1 1"}})
-        kubectl("patch", "crons", "--all", *here, "--type=merge", "--patch", edit)
+        kubectl("patch", *mirror, "--type=merge", "--patch", edit)
         [(edited_at,)] = database.execute("SELECT scheduler.now()")
-        kubectl.wait("jsonpath={.spec.cron_expr}=* * * * *", "crons", "--all", *here)
+        kubectl.wait("jsonpath={.spec.cron_expr}=* * * * *", *mirror)
         [(reverted_at,)] = database.execute("SELECT scheduler.now()")
         database.set_clock(reverted_at)
         assert reverted_at - edited_at <= AT_MOST_LATE
