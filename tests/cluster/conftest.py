@@ -53,7 +53,9 @@ class Kubectl:
     """`kubectl` as the administrator."""
 
     def __call__(self, *arguments: str, given: str | None = None) -> str:
-        done = subprocess.run([_KUBECTL, *arguments], input=given, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [_KUBECTL, *arguments], input=given, capture_output=True, text=True, check=False, timeout=2 * HANG_GUARD
+        )
         assert done.returncode == 0, f"kubectl {shlex.join(arguments)}: {done.stderr}"
         return done.stdout
 

@@ -61,7 +61,7 @@ class Pods:
         self._kubectl("delete", f"pod/{pod['metadata']['name']}", *options, *self._here)
 
     def remove(self, pod: Any) -> None:
-        """Remove a pod whose node is gone, as an administrator does: without waiting for its kubelet, nor for the Job."""
+        """Remove a pod whose node is gone, as an administrator does: without waiting for kubelet and Job."""
         self.delete(pod, "--force", "--grace-period=0", "--wait=false")
         unheld = json.dumps({"metadata": {"finalizers": None}})
         self._kubectl("patch", f"pod/{pod['metadata']['name']}", *self._here, "--type=merge", "--patch", unheld)
