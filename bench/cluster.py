@@ -1,5 +1,7 @@
 """How late Jobs are made when 500 crons that run in pods are due at one instant, beside as many Kubernetes CronJobs.
 
+Then what the operator costs with 10,000 crons mirrored: until all are, while nothing happens, and in the same burst.
+
 It needs a cluster (KUBECONFIG, `kubectl`), best one without a node, so that no pod takes the time of others: what is
 measured is from the due instant to the Job's appearance in a watch. Both have the API server for themselves, one minute
 after the other.
@@ -18,16 +20,32 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import quantiles
+from typing import Any
+
+from psycopg import Connection
+from sqlalchemy import URL
 
 sys.path.insert(0, str(Path(__file__).parent / "distributions"))
 
-from bench.role import SCHEDULED, running, wait_for
+from bench.role import SCHEDULED, RunningRole, running, wait_for
 from bench.server import add_crons, connect, fresh_database, running_server
 from cronplane_cli.resource_definitions_page import page
 from cronplane_core.kubernetes_client import Body, KubernetesClient, ResourceKind
 from cronplane_entries.registry import load_entries
 
 CRONS = 500
+MIRRORED = 10_000
+# Seconds: how soon all are to be mirrored for the first time, and how long nothing happens.
+FIRST_MIRROR_AIM = 300
+_IDLE = 60.0
+_NEVER_SOON = "0 0 29 2 *"
+_IN_POD = "bench_in_pod"
+# Crons that fire each minute meanwhile, in the runner.
+FIRING = 100
+_LAGS = """
+    SELECT extract(epoch FROM started_at - scheduled_for) FROM scheduler.cron_runs WHERE started_at IS NOT NULL
+"""
+_MIRRORED = "SELECT count(*) FROM scheduler.cron_mirrors WHERE uid IS NOT NULL"
 # Theirs takes as many times as long at least.
 AIM = 30
 _CRON_JOBS = ResourceKind(group="batch", version="v1", plural="cronjobs")
@@ -36,6 +54,15 @@ _LEAD = timedelta(seconds=25)
 _PATIENCE = 180.0
 _KUBECTL = shutil.which("kubectl") or "kubectl"
 _MINUTE = timedelta(minutes=1)
+
+_PAUSE = """
+    WITH paused AS (
+        UPDATE scheduler.cron_jobs SET enabled = false, generation = 2, effective_from = scheduler.now()
+        WHERE cron_expr = '* * * * *' RETURNING *
+    )
+    INSERT INTO scheduler.cron_job_versions (cron_id, generation, effective_from, cron_expr, tz, enabled, timeout)
+    SELECT id, generation, effective_from, cron_expr, tz, enabled, timeout FROM paused
+"""
 
 
 class Watch:
@@ -92,26 +119,72 @@ def expression(due: datetime) -> str:
     return f"{due.minute} {due.hour} * * *"
 
 
+@contextmanager
+def operator_on(url: URL, home: str) -> Iterator[RunningRole]:
+    """Run an operator in a namespace."""
+    kubectl("create", "serviceaccount", "cronplane-run", "--namespace", home)
+    settings = {
+        "CRONPLANE_KUBECONFIG": os.environ["KUBECONFIG"],
+        "CRONPLANE_INSTALLATION": home,
+        "CRONPLANE_RELEASE_NAMESPACE": home,
+        "CRONPLANE_RUN_IMAGE": "localhost/nothing:none",
+    }
+    with running("operator", url, settings) as operator:
+        yield operator
+
+
 def measure_ours() -> tuple[list[float], float, float]:
     """Give how late each Job was, and the operator's seconds of CPU and megabytes from before the due instant on."""
     with running_server() as server, namespace("bench-cronplane") as home:
         url = fresh_database(server, "ours")
-        kubectl("create", "serviceaccount", "cronplane-run", "--namespace", home)
-        settings = {
-            "CRONPLANE_KUBECONFIG": os.environ["KUBECONFIG"],
-            "CRONPLANE_INSTALLATION": home,
-            "CRONPLANE_RELEASE_NAMESPACE": home,
-            "CRONPLANE_RUN_IMAGE": "localhost/nothing:none",
-            "CRONPLANE_ENTRY_BENCH_NO_OP_EXECUTION": "pod",
-        }
         due = next_due()
         with connect(url) as connection:
-            add_crons(connection, count=CRONS, cron_expr=expression(due))
-            with running("operator", url, settings) as operator:
+            add_crons(connection, count=CRONS, cron_expr=expression(due), entrypoint=_IN_POD)
+            with operator_on(url, home) as operator:
                 wait_for(connection, SCHEDULED, CRONS)
                 watch, before = Watch(home), operator.cpu_seconds()
                 late = watch.seconds_after(due)
                 return late, operator.cpu_seconds() - before, operator.resident_megabytes()
+
+
+def report_mirrored() -> None:
+    """Print what the operator costs with many crons mirrored, and how late others fire meanwhile."""
+    print(f"The operator with {MIRRORED} crons mirrored")
+    with running_server() as server, namespace("bench-mirror") as home:
+        url = fresh_database(server, "mirrored")
+        with connect(url) as connection:
+            add_crons(connection, count=MIRRORED, cron_expr=_NEVER_SOON)
+            add_crons(connection, count=FIRING, cron_expr="* * * * *", organization="firing")
+            with operator_on(url, home) as operator:
+                _report_first_mirror(connection, operator)
+                _report_idle(operator)
+                _report_burst(connection, operator, home)
+
+
+def _report_first_mirror(connection: Connection[Any], operator: RunningRole) -> None:
+    began = time.monotonic()
+    wait_for(connection, _MIRRORED, MIRRORED + FIRING)
+    seconds, cpu = time.monotonic() - began, operator.cpu_seconds()
+    lags = [float(str(lag)) for (lag,) in connection.execute(_LAGS.encode()).fetchall()]
+    print(f"  first mirror: {seconds:.0f} s (at most {FIRST_MIRROR_AIM} is the aim), {cpu:.0f} s of CPU")
+    print(f"  {len(lags)} fires meanwhile: started {1000 * quantiles(lags, n=100)[98]:.0f} ms late at p99")
+    connection.execute(_PAUSE.encode())
+
+
+def _report_idle(operator: RunningRole) -> None:
+    time.sleep(_IDLE)
+    before = operator.cpu_seconds()
+    time.sleep(_IDLE)
+    share = (operator.cpu_seconds() - before) / _IDLE
+    print(f"  idle: {share:.1%} of a core, {operator.resident_megabytes():.0f} MB")
+
+
+def _report_burst(connection: Connection[Any], operator: RunningRole, home: str) -> None:
+    due, before = next_due(), operator.cpu_seconds()
+    add_crons(connection, count=CRONS, cron_expr=expression(due), organization="burst", entrypoint=_IN_POD)
+    p99 = quantiles(Watch(home).seconds_after(due), n=100)[98]
+    cpu, megabytes = operator.cpu_seconds() - before, operator.resident_megabytes()
+    print(f"  burst of {CRONS}: Jobs {p99:.2f} s late at p99, {cpu:.1f} s of CPU, {megabytes:.0f} MB")
 
 
 def measure_theirs() -> list[float]:
@@ -157,3 +230,4 @@ def report() -> None:
 if __name__ == "__main__":
     load_entries()
     report()
+    report_mirrored()

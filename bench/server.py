@@ -66,9 +66,14 @@ def connect(url: URL) -> psycopg.Connection[tuple[object, ...]]:
 
 
 def add_crons(
-    connection: psycopg.Connection[tuple[object, ...]], *, count: int, cron_expr: str, organization: str = "bench"
+    connection: psycopg.Connection[tuple[object, ...]],
+    *,
+    count: int,
+    cron_expr: str,
+    organization: str = "bench",
+    entrypoint: str = "bench_no_op",
 ) -> None:
-    """Write crons of the no-op entry, with their first versions, as registrations of an organization would have."""
+    """Write crons of an entry without payload, with their first versions, as registrations of an organization would."""
     connection.execute(
         """
         WITH organization AS (
@@ -76,13 +81,13 @@ def add_crons(
         ), cron AS (
             INSERT INTO scheduler.cron_jobs (organization_id, name, cron_expr, tz, entrypoint, user_payload,
                                              execution_payload, timeout, created_by, updated_by)
-            SELECT id, 'cron ' || n, %s, 'UTC', 'bench_no_op', '{}', '{}', '1 hour', 'bench', 'bench'
+            SELECT id, 'cron ' || n, %s, 'UTC', %s, '{}', '{}', '1 hour', 'bench', 'bench'
             FROM organization, generate_series(1, %s) AS n
             RETURNING *
         )
         INSERT INTO scheduler.cron_job_versions (cron_id, generation, effective_from, cron_expr, tz, enabled, timeout)
         SELECT id, generation, effective_from, cron_expr, tz, enabled, timeout FROM cron
         """,
-        (organization, cron_expr, count),
+        (organization, cron_expr, entrypoint, count),
     )
     connection.execute("ANALYZE scheduler.cron_jobs")

@@ -28,7 +28,7 @@ from cronplane_core.metrics import ProcessMetrics
 from cronplane_core.settings import ApiSettings
 from cronplane_core.signed_tokens import TokenSigner, token_signer
 from cronplane_entries.cron_request import leave_null_out
-from cronplane_entries.entry_settings import read_entry_settings
+from cronplane_entries.entry_settings import read_entry_settings, read_execution_modes
 from cronplane_entries.registration import Registrar
 from cronplane_entries.registry import CronRegistry
 
@@ -129,6 +129,7 @@ async def _running_state(
             metrics=metrics,
             notifier=notifier,
             registrar=registrar,
+            execution_modes=read_execution_modes(os.environ, registry),
             key_recognition=key_recognition(engine),
             cron_insertion=cron_insertion(engine, registrar),
             body_limit=settings.body_limit,

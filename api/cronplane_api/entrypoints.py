@@ -14,6 +14,9 @@ router = APIRouter(tags=["entrypoints"], route_class=GuardedRoute)
 @requires(Access.ANY_KEY)
 async def list_entrypoints(request: Request) -> EntrypointList:
     """List every entry that is granted, with the JSON Schema of the payload that it asks for."""
-    registry, key = state_of(request).registrar.registry, principal_of(request).key
+    state, key = state_of(request), principal_of(request).key
+    registry, modes = state.registrar.registry, state.execution_modes
     granted = sorted(name for name in registry if key is None or principal_of(request).organization.may_use(name))
-    return EntrypointList(items=[EntrypointRead.of(str(name), registry[name]) for name in granted])
+    return EntrypointList(
+        items=[EntrypointRead.of(str(name), registry[name], execution=modes[str(name)]) for name in granted]
+    )

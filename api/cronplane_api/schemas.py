@@ -347,12 +347,12 @@ class EntrypointRead(BaseModel):
     payload_schema: dict[str, Any] = Field(description="JSON Schema of the user payload")
 
     @classmethod
-    def of(cls, name: str, spec: AnyCronEntrySpec) -> "EntrypointRead":
-        """Show an entry."""
+    def of(cls, name: str, spec: AnyCronEntrySpec, *, execution: ExecutionMode) -> "EntrypointRead":
+        """Show an entry, and where it runs here."""
         return cls(
             name=name,
             description=(spec.user_payload_model.__doc__ or "").strip(),
-            execution=spec.execution,
+            execution=execution,
             timeout=spec.timeout.total_seconds(),
             attempts=spec.attempts,
             payload_schema=spec.user_payload_model.model_json_schema(),

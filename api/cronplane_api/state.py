@@ -1,5 +1,6 @@
 """What the application's parts share while it runs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
@@ -13,17 +14,22 @@ from cronplane_api.principals import Principal
 from cronplane_core.change_notifier import ChangeNotifier
 from cronplane_core.metrics import ProcessMetrics
 from cronplane_core.signed_tokens import TokenSigner
+from cronplane_entries.core import ExecutionMode
 from cronplane_entries.registration import Registrar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """Made when the application starts. `cursor_secret` signs cursors; `installation_key_digest` knows its key."""
+    """Made when the application starts. `cursor_secret` signs cursors; `installation_key_digest` knows its key.
+
+    `execution_modes` says of each entry where it runs, by the settings.
+    """
 
     engine: AsyncEngine
     metrics: ProcessMetrics
     notifier: ChangeNotifier
     registrar: Registrar
+    execution_modes: Mapping[str, ExecutionMode]
     key_recognition: KeyRecognition
     cron_insertion: CronInsertion
     body_limit: int

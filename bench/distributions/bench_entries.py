@@ -1,6 +1,8 @@
-"""An entry that does nothing, so that what is measured is everything around it."""
+"""An entry that does nothing, in the runner or in a pod, so that what is measured is everything around it."""
 
-from cronplane_entries.core import BaseExecutionPayload, BaseUserPayload, CronEntrySpec
+from dataclasses import replace
+
+from cronplane_entries.core import BaseExecutionPayload, BaseUserPayload, CronEntrySpec, ExecutionMode
 
 
 class Nothing(BaseUserPayload):
@@ -34,3 +36,4 @@ bench_no_op = CronEntrySpec(
     execution_validator=agree,
     executor=do_nothing,
 )
+bench_in_pod = replace(bench_no_op, execution=ExecutionMode.POD)

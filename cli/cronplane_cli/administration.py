@@ -6,27 +6,24 @@ from uuid import UUID
 
 import httpx2
 
-from cronplane_cli.errors import CommandError
-
-_TIMEOUT = 30.0
+from cronplane_cli.api_client import ApiClient
 
 
 class Administration:
     """A client with the installation key, or an organization's admin key."""
 
     def __init__(self, *, url: str, key: str, transport: httpx2.BaseTransport | None = None) -> None:
-        headers = {"Authorization": f"Bearer {key}"}
-        self._client = httpx2.Client(base_url=url, headers=headers, timeout=_TIMEOUT, transport=transport)
+        self._api = ApiClient(url=url, key=key, transport=transport)
 
     def create_organization(self, *, name: str) -> dict[str, Any]:
         """Make an organization."""
-        return self._call("POST", "/organizations", body={"name": name})
+        return self._api.call("POST", "/organizations", body={"name": name})
 
     def list_organizations(self) -> Iterator[dict[str, Any]]:
         """Yield every organization."""
         cursor: str | None = None
         while True:
-            page = self._call("GET", "/organizations", query={"cursor": cursor} if cursor else {})
+            page = self._api.call("GET", "/organizations", query={"cursor": cursor} if cursor else {})
             yield from page["items"]
             cursor = page["next_cursor"]
             if cursor is None:
@@ -34,42 +31,21 @@ class Administration:
 
     def read_organization(self, *, organization_id: UUID) -> dict[str, Any]:
         """Read an organization."""
-        return self._call("GET", f"/organizations/{organization_id}")
+        return self._api.call("GET", f"/organizations/{organization_id}")
 
     def limit_organization(self, *, organization_id: UUID, changes: dict[str, Any]) -> dict[str, Any]:
         """Change what an organization may use, and how much of it; None asks for the default."""
-        return self._call("PATCH", f"/organizations/{organization_id}", body=changes)
+        return self._api.call("PATCH", f"/organizations/{organization_id}", body=changes)
 
     def create_key(self, *, organization_id: UUID, name: str, role: str) -> dict[str, Any]:
         """Make a key; its text is in `key`, this once."""
-        return self._call("POST", f"/organizations/{organization_id}/keys", body={"name": name, "role": role})
+        return self._api.call("POST", f"/organizations/{organization_id}/keys", body={"name": name, "role": role})
 
     def list_keys(self, *, organization_id: UUID) -> list[dict[str, Any]]:
         """List an organization's keys."""
-        keys: list[dict[str, Any]] = self._call("GET", f"/organizations/{organization_id}/keys")["items"]
+        keys: list[dict[str, Any]] = self._api.call("GET", f"/organizations/{organization_id}/keys")["items"]
         return keys
 
     def revoke_key(self, *, organization_id: UUID, key_id: UUID) -> None:
         """Revoke a key."""
-        self._call("DELETE", f"/organizations/{organization_id}/keys/{key_id}")
-
-    def _call(
-        self, method: str, path: str, *, body: dict[str, Any] | None = None, query: dict[str, str] | None = None
-    ) -> dict[str, Any]:
-        try:
-            answer = self._client.request(method, path, json=body, params=query)
-        except httpx2.HTTPError as error:
-            raise CommandError(f"The API at {self._client.base_url} does not answer: {error}") from error
-        if answer.is_error:
-            raise CommandError(_refusal(answer))
-        result: dict[str, Any] = answer.json() if answer.content else {}
-        return result
-
-
-def _refusal(answer: httpx2.Response) -> str:
-    try:
-        problem = answer.json()
-    except ValueError:
-        return f"The API answered {answer.status_code}"
-    errors = "; ".join(f"{error['pointer']}: {error['message']}" for error in problem.get("errors", []))
-    return f"{problem.get('detail') or problem.get('title')}{f' ({errors})' if errors else ''}"
+        self._api.call("DELETE", f"/organizations/{organization_id}/keys/{key_id}")

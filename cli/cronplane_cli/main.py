@@ -4,6 +4,8 @@ Each command imports what it runs only when it is called, so that an installatio
 """
 
 import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,8 +27,10 @@ app = typer.Typer(
 )
 organizations = typer.Typer(help="Make and list organizations.", no_args_is_help=True)
 keys = typer.Typer(help="Make, list and revoke an organization's API keys.", no_args_is_help=True)
+imports = typer.Typer(help="Bring jobs over from other schedulers.", no_args_is_help=True)
 app.add_typer(organizations, name="organizations")
 app.add_typer(keys, name="keys")
+app.add_typer(imports, name="import")
 
 ServerUrl = Annotated[str, typer.Option("--url", envvar="CRONPLANE_URL", help="Where the API is.")]
 Credential = Annotated[
@@ -41,6 +45,29 @@ Credential = Annotated[
     ),
 ]
 OrganizationId = Annotated[UUID, typer.Argument(help="The organization's id.")]
+ManifestFile = Annotated[
+    str | None,
+    typer.Option("--file", "-f", help="Manifests in YAML or JSON, `-` for standard input; else the cluster's."),
+]
+Kubeconfig = Annotated[
+    Path | None,
+    typer.Option(
+        envvar=["CRONPLANE_KUBECONFIG", "KUBECONFIG"], help="How to reach the cluster; else as the pod that this is."
+    ),
+]
+DefaultZone = Annotated[
+    str, typer.Option(help="The zone of the kube-controller-manager, meant where a CronJob names none.")
+]
+AcceptedFields = Annotated[
+    list[str] | None, typer.Option("--accept", help="A field that may be lost, by its path; can be repeated.")
+]
+ImportingOrganization = Annotated[
+    UUID | None, typer.Option(help="The organization's id; without it only the CronJobs are looked at.")
+]
+EditorKey = Annotated[
+    str | None,
+    typer.Option("--key", envvar="CRONPLANE_API_KEY", show_envvar=True, help="A key of the organization's, an editor."),
+]
 _MOST_DIGITS = 10
 _DEFAULT_URL = "http://127.0.0.1:8080"
 
@@ -234,6 +261,59 @@ def revoke_key(
     """Revoke a key; requests with it are refused from now on."""
     Administration(url=url, key=key).revoke_key(organization_id=organization, key_id=key_id)
     typer.echo("Revoked.")
+
+
+@imports.command("cronjobs")
+def import_cronjobs(
+    *,
+    file: ManifestFile = None,
+    kubeconfig: Kubeconfig = None,
+    namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Only CronJobs of this one.")] = None,
+    selector: Annotated[str, typer.Option("--selector", "-l", help="Only CronJobs with these labels.")] = "",
+    default_zone: DefaultZone = "UTC",
+    paused: Annotated[bool, typer.Option("--paused", help="Register everything paused.")] = False,
+    accept: AcceptedFields = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Register also what loses something.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Register; without it nothing is written.")] = False,
+    organization: ImportingOrganization = None,
+    url: ServerUrl = _DEFAULT_URL,
+    key: EditorKey = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object per line and CronJob.")] = False,
+) -> None:
+    """Move CronJobs of Kubernetes over: status 1 if one does not carry over, 2 on trouble."""
+    cronjob_import = import_module("cronplane_cli.cronjob_import")
+    options = cronjob_import.ImportOptions(
+        default_zone=default_zone,
+        is_paused=paused,
+        is_applied=apply,
+        accepted=None if partial else frozenset(accept or ()),
+    )
+    try:
+        crons = cronjob_import.connect(organization, url=url, key=key, is_needed=apply)
+        bodies = _cronjobs(file, kubeconfig=kubeconfig, namespace=namespace, selector=selector)
+        # Schedules are compared from about now on; nothing fires by this clock.
+        all_well = cronjob_import.run(bodies, crons=crons, options=options, as_json=as_json, now=datetime.now(UTC))
+    except CronplaneError as error:
+        typer.echo(f"cronplane: {error}", err=True)
+        raise typer.Exit(2) from error
+    if not all_well:
+        raise typer.Exit(1)
+
+
+def _cronjobs(
+    file: str | None, *, kubeconfig: Path | None, namespace: str | None, selector: str
+) -> Sequence[dict[str, Any]]:
+    if file is None:
+        cluster = _role("cronplane_cli.cronjob_cluster", extra="operator")
+        found: list[dict[str, Any]] = cluster.read(kubeconfig=kubeconfig, namespace=namespace, selector=selector)
+        return found
+    if namespace or selector:
+        raise CommandError("--namespace and --selector choose in a cluster; leave them out with --file")
+    manifests = import_module("cronplane_cli.cronjob_manifests").read_file(file)
+    if manifests.others:
+        typer.echo(f"cronplane: {manifests.others} objects are no CronJobs of batch/v1 and were passed over", err=True)
+    chosen: tuple[dict[str, Any], ...] = manifests.cronjobs
+    return chosen
 
 
 def _role(module: str, *, extra: str) -> Any:  # noqa: ANN401 - a module of an extra that may be absent

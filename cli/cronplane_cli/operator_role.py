@@ -2,19 +2,28 @@
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from cronplane_cli.environment import read_settings
+from cronplane_cli.errors import CommandError
 from cronplane_cli.runner_role import collect_garbage_rarely, run_until_signalled
 from cronplane_core.kubernetes_client import KubernetesClient
 from cronplane_core.log import configure_logging
-from cronplane_core.settings import KubernetesSettings, LogSettings, PodSettings, RegistrationSettings, RunnerSettings
+from cronplane_core.settings import (
+    KubernetesSettings,
+    LogSettings,
+    PodProfile,
+    PodSettings,
+    RegistrationSettings,
+    RunnerSettings,
+)
 from cronplane_entries.core import ExecutionMode
-from cronplane_entries.entry_settings import read_entry_settings, read_execution_modes
+from cronplane_entries.entry_settings import EntrySettings, read_entry_settings, read_execution_modes
 from cronplane_entries.registration import Registrar
 from cronplane_entries.registry import CRON_REGISTRY, CronEntrypoint, load_entries
 from cronplane_operator.cron_mirror import CronMirror
 from cronplane_operator.cron_resources import CronResources
+from cronplane_operator.image_entries import ImageEntries
 from cronplane_operator.job_launcher import LaunchState
 from cronplane_operator.job_manifest import JobPlace
 from cronplane_operator.kopf_watch import KopfWatch
@@ -54,6 +63,7 @@ def _registrar() -> Registrar:
 async def _serve(
     settings: RunnerSettings, cluster: KubernetesSettings, pods: PodSettings, registrar: Registrar
 ) -> None:
+    profiles = _pod_profiles(pods, registrar.settings)
     async with KubernetesClient.connected(kubeconfig=cluster.kubeconfig) as client:
         organizations = NamespaceOrganizations(cluster)
         resources = CronResources(client=client, namespaces=organizations.namespaces)
@@ -85,13 +95,21 @@ async def _serve(
 
         extensions: list[LeaderExtension] = [mirror, registration, resource]
         watched, on_job = {*resources.namespaces}, None
-        if pods.run_image is not None:
+        if profiles:
             run_namespace = pods.run_namespace or cluster.release_namespace
-            place = JobPlace(installation=cluster.installation, namespace=run_namespace)
-            in_pods = PodExtension(client=client, settings=pods, place=place, profiles=_pod_profiles(), state=launches)
+            in_pods = PodExtension(
+                client=client,
+                settings=pods,
+                place=JobPlace(installation=cluster.installation, namespace=run_namespace),
+                profiles=profiles,
+                images=ImageEntries(registry=CRON_REGISTRY, settings=registrar.settings),
+                state=launches,
+            )
             extensions.append(in_pods)
             watched, on_job = watched | {run_namespace}, in_pods.job_seen
-        runner = Runner(settings=settings, registry=CRON_REGISTRY, recorder=recorder, extensions=extensions)
+        runner = Runner(
+            settings=settings, registry=CRON_REGISTRY, recorder=recorder, extensions=extensions, in_pods=profiles
+        )
         watch = KopfWatch(
             namespaces=watched,
             kubeconfig=cluster.kubeconfig,
@@ -117,11 +135,23 @@ def _probes(runner: Runner) -> dict[str, Callable[[], object]]:
     }
 
 
-def _pod_profiles() -> dict[str, str]:
-    """Name the profile of each entry that runs in pods."""
-    modes = read_execution_modes(os.environ, CRON_REGISTRY)
-    return {
-        name: CRON_REGISTRY[CronEntrypoint(name)].pod_profile
-        for name, mode in modes.items()
-        if mode is ExecutionMode.POD
-    }
+def _pod_profiles(pods: PodSettings, settings: EntrySettings) -> dict[str, str]:
+    """Name the profile of each entry that runs in pods: in our image, or as containers if it was set up for that."""
+    found: dict[str, str] = {}
+    for name, mode in read_execution_modes(os.environ, CRON_REGISTRY).items():
+        spec = CRON_REGISTRY[CronEntrypoint(name)]
+        is_set_up = pods.run_image is not None if spec.container is None else bool(settings.get(name))
+        if mode is ExecutionMode.POD and is_set_up:
+            found[name] = spec.pod_profile
+            if spec.container is not None:
+                _check_profile_of_containers(spec.pod_profile, pods.pod_profiles)
+    return found
+
+
+def _check_profile_of_containers(name: str, profiles: Mapping[str, PodProfile]) -> None:
+    profile = profiles.get(name, PodProfile())
+    if profile.image or profile.requests or profile.limits:
+        raise CommandError(
+            f"The profile {name!r} in CRONPLANE_POD_PROFILES is one of containers, and sets image, requests or limits: "
+            "image and resources of those come from the payload, as CRONPLANE_ENTRY_… settings allow"
+        )

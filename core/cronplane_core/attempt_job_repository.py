@@ -36,6 +36,25 @@ class UnlaunchedAttempt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PendingAttempt:
+    """The next attempt of a queued run with all that its body is told. Instants are aware and in UTC.
+
+    `deadline` is the attempt's if it began now.
+    """
+
+    run_id: UUID
+    number: int
+    organization_id: UUID
+    cron_id: UUID
+    cron_name: str
+    entrypoint: str
+    payload_json: str
+    scheduled_for: datetime
+    trigger_kind: str
+    deadline: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptJob:
     """The Job that may run an attempt."""
 
@@ -52,7 +71,8 @@ class UnsettledJob:
     """A Job for which something may be left to do, and how its attempt stands. Instants are aware and in UTC.
 
     `status`, `reason` and `attempts` are the run's. `has_begun` says whether the attempt has passed the start gate;
-    `nonce` is its own while it is not over, `ended_at` is when it was, or else the run.
+    `nonce` is its own while it is not over, `deadline` is when it has to be, `ended_at` is when it was, or the run. An
+    attempt of this number that went another way, because the entry was changed, is not the Job's.
     """
 
     job: AttemptJob
@@ -60,8 +80,10 @@ class UnsettledJob:
     status: RunStatus
     reason: str
     attempts: int
+    is_cancel_requested: bool
     has_begun: bool
     nonce: UUID | None
+    deadline: datetime | None
     ended_at: datetime | None
 
     @property
@@ -95,6 +117,16 @@ _UNLAUNCHED = text(
     LIMIT :limit
     """
 )
+_PENDING = text(
+    """
+    SELECT run.id AS run_id, run.attempts + 1 AS number, run.organization_id, run.cron_id, cron.name AS cron_name,
+           CAST(cron.entrypoint AS text) AS entrypoint,
+           CAST(coalesce(run.execution_payload, cron.execution_payload) AS text) AS payload_json,
+           run.scheduled_for, run.trigger_kind, least(scheduler.now() + cron.timeout, run.deadline) AS deadline
+    FROM scheduler.cron_runs run JOIN scheduler.cron_jobs cron ON cron.id = run.cron_id
+    WHERE run.id = :run_id AND run.status = 'queued' AND run.attempts + 1 = :number
+    """
+)
 _KEEP = text(
     """
     INSERT INTO scheduler.attempt_jobs (run_id, number, namespace, name, uid, service_account)
@@ -107,13 +139,15 @@ _KEEP = text(
 _UNSETTLED = text(
     """
     SELECT job.run_id, job.number, job.namespace, job.name, job.uid, job.service_account,
-           job.created_at, run.status, run.reason, run.attempts, attempt.run_id IS NOT NULL AS has_begun,
-           CASE WHEN attempt.outcome IS NULL THEN attempt.nonce END AS nonce,
+           job.created_at, run.status, run.reason, run.attempts,
+           run.cancel_requested_at IS NOT NULL AS is_cancel_requested, attempt.run_id IS NOT NULL AS has_begun,
+           CASE WHEN attempt.outcome IS NULL THEN attempt.nonce END AS nonce, attempt.deadline,
            coalesce(attempt.finished_at, run.finished_at) AS ended_at
     FROM scheduler.attempt_jobs job
     JOIN scheduler.cron_runs run ON run.id = job.run_id
     LEFT JOIN LATERAL (
-        SELECT * FROM scheduler.cron_attempts WHERE run_id = job.run_id AND number = job.number OFFSET 0
+        SELECT * FROM scheduler.cron_attempts
+        WHERE run_id = job.run_id AND number = job.number AND execution = 'pod' OFFSET 0
     ) attempt ON true
     WHERE job.settled_at IS NULL
     ORDER BY job.created_at
@@ -121,7 +155,13 @@ _UNSETTLED = text(
 )
 _SETTLE = text(
     """
-    UPDATE scheduler.attempt_jobs SET settled_at = scheduler.now(), log = :log
+    UPDATE scheduler.attempt_jobs SET settled_at = scheduler.now(), log = coalesce(:log, log)
+    WHERE run_id = :run_id AND number = :number AND uid = :uid AND settled_at IS NULL
+    """
+)
+_KEEP_LOG = text(
+    """
+    UPDATE scheduler.attempt_jobs SET log = :log
     WHERE run_id = :run_id AND number = :number AND uid = :uid AND settled_at IS NULL
     """
 )
@@ -166,6 +206,12 @@ async def read_unlaunched(
     return [UnlaunchedAttempt(**row) for row in found.mappings()]
 
 
+async def read_pending(connection: AsyncConnection, *, run_id: UUID, number: int) -> PendingAttempt | None:
+    """Read the next attempt of a queued run; None if it is not this one, or not queued any more."""
+    row = (await connection.execute(_PENDING, {"run_id": run_id, "number": number})).mappings().one_or_none()
+    return None if row is None else PendingAttempt(**row)
+
+
 async def keep(connection: AsyncConnection, *, jobs: Sequence[AttemptJob]) -> None:
     """Note which Jobs may run which attempts; what is noted already stays."""
     await connection.execute(
@@ -186,8 +232,16 @@ async def read_unsettled(connection: AsyncConnection) -> list[UnsettledJob]:
     return [_unsettled(row) for row in await connection.execute(_UNSETTLED)]
 
 
+async def keep_log(connection: AsyncConnection, *, job: AttemptJob, log: str) -> None:
+    """Keep the end of what a Job's pod wrote, without NUL characters, before the pod is taken away."""
+    await connection.execute(_KEEP_LOG, {"run_id": job.run_id, "number": job.number, "uid": job.uid, "log": log})
+
+
 async def settle(connection: AsyncConnection, *, job: AttemptJob, log: str | None) -> None:
-    """Note that nothing is left to do for a Job, and the end of what its pod wrote, without NUL characters."""
+    """Note that nothing is left to do for a Job, and the end of what its pod wrote, without NUL characters.
+
+    None leaves what was kept of it.
+    """
     await connection.execute(_SETTLE, {"run_id": job.run_id, "number": job.number, "uid": job.uid, "log": log})
 
 
@@ -245,7 +299,9 @@ def _unsettled(row: Row[Any]) -> UnsettledJob:
         status=RunStatus(row.status),
         reason=row.reason,
         attempts=row.attempts,
+        is_cancel_requested=row.is_cancel_requested,
         has_begun=row.has_begun,
         nonce=row.nonce,
+        deadline=row.deadline,
         ended_at=row.ended_at,
     )

@@ -1,4 +1,4 @@
-"""What the mirror shows of each cron, and where: `cron_mirrors` keeps a cron's name in a cluster for its life.
+"""What resources show of each cron and of all runs, and where: `cron_mirrors` keeps a cron's name for its life.
 
 No query here is filtered by organization: the mirror serves all of them. Nothing here reads a payload.
 """
@@ -63,6 +63,15 @@ class ShownCron:
     place: MirrorPlace | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """How many runs wait for an attempt, how many are running wherever that is, and how many mirrors are made."""
+
+    queued: int
+    running: int
+    mirrored: int
+
+
 _POLICIES = (
     "overlap", "catchup", "catchup_window", "timeout", "max_attempts", "backoff_initial", "backoff_maximum",
     "run_timeout", "jitter", "starts_at", "ends_at", "max_runs",
@@ -107,6 +116,13 @@ _SHOWN = """
 _MOST_FAILURES = 100
 _PAGE = text(_SHOWN.format(condition="c.id > :after"))
 _BY_ID = text(_SHOWN.format(condition="c.id = ANY(CAST(:ids AS uuid[]))"))
+_TOTALS = text(
+    """
+    SELECT count(*) FILTER (WHERE status = 'queued') AS queued, count(*) FILTER (WHERE status = 'running') AS running,
+           (SELECT count(*) FROM scheduler.cron_mirrors WHERE uid IS NOT NULL) AS mirrored
+    FROM scheduler.cron_runs WHERE finished_at IS NULL
+    """
+)
 _TAKE_PLACE = text(
     """
     INSERT INTO scheduler.cron_mirrors (cron_id, namespace, name) VALUES (:cron_id, :namespace, :name)
@@ -136,6 +152,11 @@ async def read_by_id(connection: AsyncConnection, *, cron_ids: Sequence[UUID]) -
     """Read those of these crons that are not deleted."""
     parameters = {"ids": arrays.uuids(cron_ids), "limit": len(cron_ids), "most_failures": _MOST_FAILURES}
     return [_shown(row) for row in await connection.execute(_BY_ID, parameters)]
+
+
+async def read_totals(connection: AsyncConnection) -> Totals:
+    """Count runs and mirrors of all organizations."""
+    return Totals(**(await connection.execute(_TOTALS)).mappings().one())
 
 
 async def take_place(connection: AsyncConnection, *, cron_id: UUID, namespace: str, name: str) -> bool:

@@ -30,6 +30,9 @@ class Failpoint(enum.StrEnum):
     ATTEMPT_STARTED = "attempt-started"
     ATTEMPT_FINISH = "attempt-finish"
     ATTEMPT_FINISHED = "attempt-finished"
+    JOB_START_COMMIT = "job-start-commit"
+    JOB_START_COMMITTED = "job-start-committed"
+    JOB_RESUMED = "job-resumed"
 
 
 Handler = Callable[[str], None]

@@ -63,6 +63,10 @@ class ResourceConflictError(KubernetesRefusedError):
     """An object of that name is there (`AlreadyExists`), or it has changed meanwhile (`Conflict`)."""
 
 
+class ResourceInvalidError(KubernetesRefusedError):
+    """The object would not be valid so, or it is another one by now than the one that was meant (its UID)."""
+
+
 class KubernetesConfigurationError(KubernetesError):
     """There is no usable kubeconfig, and this is not a pod with a service account."""
 
@@ -84,6 +88,7 @@ class ResourceKind:
 
 CRONS = ResourceKind(group="crons.cronplane.dev", version="v1alpha1", plural="crons")
 RUNNERS = ResourceKind(group="crons.cronplane.dev", version="v1alpha1", plural="runners")
+CRONJOBS = ResourceKind(group="batch", version="v1", plural="cronjobs")
 JOBS = ResourceKind(group="batch", version="v1", plural="jobs")
 PODS = ResourceKind(group="", version="v1", plural="pods")
 NAMESPACES = ResourceKind(group="", version="v1", plural="namespaces")
@@ -169,9 +174,14 @@ class KubernetesClient:
         path = kind.path(namespace=namespace, name=name, subresource=subresource)
         return await self._json("PATCH", path, body=body, content_type=_MERGE)
 
-    async def delete(self, kind: ResourceKind, *, name: str, namespace: str, uid: str | None = None) -> None:
-        """Delete an object, with what it owns, in the background; with `uid` only if it still is that one."""
-        options: Body = {"propagationPolicy": "Background"}
+    async def delete(
+        self, kind: ResourceKind, *, name: str, namespace: str, uid: str | None = None, waits: bool = False
+    ) -> None:
+        """Delete an object, with what it owns; with `uid` only if it still is that one.
+
+        One that `waits` stays until what it owns is gone, else that goes in the background.
+        """
+        options: Body = {"propagationPolicy": "Foreground" if waits else "Background"}
         if uid is not None:
             options["preconditions"] = {"uid": uid}
         await self._json("DELETE", kind.path(namespace=namespace, name=name), body=options)
@@ -234,7 +244,11 @@ async def _raise_for(answer: aiohttp.ClientResponse) -> None:
     reason = str(told.get("reason") or "")
     if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR or answer.status == HTTPStatus.TOO_MANY_REQUESTS:
         raise KubernetesUnavailableError(message, retry_after=_seconds(answer.headers.get("Retry-After")))
-    kinds = {HTTPStatus.NOT_FOUND: ResourceNotFoundError, HTTPStatus.CONFLICT: ResourceConflictError}
+    kinds = {
+        HTTPStatus.NOT_FOUND: ResourceNotFoundError,
+        HTTPStatus.CONFLICT: ResourceConflictError,
+        HTTPStatus.UNPROCESSABLE_ENTITY: ResourceInvalidError,
+    }
     kind = kinds.get(HTTPStatus(answer.status), KubernetesRefusedError)
     raise kind(message, status=answer.status, reason=reason)
 

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CursorResult, DateTime, Interval, Text, TextClause, bindparam, text
+from sqlalchemy import BigInteger, Boolean, CursorResult, DateTime, Interval, Text, TextClause, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cronplane_core import array_literals as arrays
@@ -239,7 +239,7 @@ _START = text(
         INSERT INTO scheduler.cron_attempts (run_id, number, nonce, epoch, location, execution, lease_expires_at,
                                              started_at, deadline)
         SELECT run_id, number, nonce, coalesce(:epoch, 0), :location, :execution,
-               CASE :execution WHEN 'in_process' THEN deadline + :lease ELSE least(started_at + :lease, deadline) END,
+               CASE WHEN :sends_heartbeats THEN least(started_at + :lease, deadline) ELSE deadline + :lease END,
                started_at, deadline
         FROM started
     )
@@ -249,6 +249,7 @@ _START = text(
     bindparam("epoch", type_=BigInteger()),
     bindparam("lease", type_=Interval()),
     bindparam("execution", type_=Text()),
+    bindparam("sends_heartbeats", type_=Boolean()),
     bindparam("now", type_=DateTime(timezone=True)),
 )
 # Who asks again has not begun, so it is told what the cron says now, and the run remembers that.
@@ -509,19 +510,23 @@ async def start(
     lease: timedelta,
     number: int | None = None,
     entrypoints: Sequence[str] | None = None,
+    is_observed: bool = False,
 ) -> list[StartedAttempt]:
     """Let queued runs through the start gate, each at most once, with a new attempt; others are left out.
 
     `nonces` gives each run's id the nonce of the attempt; with `number` only an attempt of that number is begun, with
     `entrypoints` only runs of these entries.
-    `location` says where it runs. An attempt in a worker of the runner may be called lost when `lease` has passed after
-    its deadline; any other one when `lease` has passed without a heartbeat. `epoch` is None for those that do not lead.
+    `location` says where it runs. An attempt in a worker of the runner, or one that the leader looks at from outside
+    (`is_observed`), may be given up when `lease` has passed after its deadline; any other one when `lease` has passed
+    without a heartbeat. `epoch` is None for those that do not lead.
     """
+    sends_heartbeats = execution is Execution.POD and not is_observed
     asked = {"run_ids": arrays.uuids(nonces), "nonces": arrays.uuids(nonces.values())}
     numbers = arrays.integers(number for _ in nonces)
     entries = None if entrypoints is None else list(entrypoints)
     who = {"epoch": epoch, "location": location, "execution": execution.value, "entrypoints": entries}
-    return _started(await connection.execute(_START, {**asked, **who, "numbers": numbers, "now": now, "lease": lease}))
+    how = {"numbers": numbers, "now": now, "lease": lease, "sends_heartbeats": sends_heartbeats}
+    return _started(await connection.execute(_START, {**asked, **who, **how}))
 
 
 async def keep_callbacks(connection: AsyncConnection, *, hashes: Mapping[tuple[UUID, int], bytes]) -> None:

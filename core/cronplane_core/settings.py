@@ -171,6 +171,12 @@ class PodProfile(BaseModel):
     environment_secrets: list[str] = Field(default=[], description="names of Secrets whose keys become variables")
     secret_files: dict[str, str] = Field(default={}, description="names of Secrets, and where their files are mounted")
     image_pull_secrets: list[str] = []
+    run_as_user: int | None = Field(
+        default=None,
+        ge=1,
+        le=2**31 - 1,
+        description="user and group of the processes; left out, our image's or the image's own",
+    )
     runtime_class: str | None = None
     priority_class: str | None = None
 

@@ -59,7 +59,7 @@ ACTIVE_STATUSES = (RunStatus.QUEUED, RunStatus.RUNNING, RunStatus.WAITING)
 
 
 class Execution(enum.StrEnum):
-    """Where the body of an attempt runs: in a worker of the runner, or in a process that sends heartbeats itself."""
+    """Where the body of an attempt runs: in a worker of the runner, or elsewhere, such as in a pod."""
 
     IN_PROCESS = "in_process"
     POD = "pod"

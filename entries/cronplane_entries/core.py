@@ -171,6 +171,22 @@ class ExecutionContext:
     callback: Callback | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodContainer:
+    """A container that is the whole body of an attempt: Kubernetes runs it in a pod, and nothing of ours is in it.
+
+    `image` is a whole reference; `command`, `args` and `env` are as Kubernetes names them, and empty ones are the
+    image's own. `requests` and `limits` are quantities by resource. All of it can be read in the cluster.
+    """
+
+    image: str
+    command: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    requests: Mapping[str, str] = field(default_factory=dict)
+    limits: Mapping[str, str] = field(default_factory=dict)
+
+
 UserPayloadT = TypeVar("UserPayloadT", bound=BaseUserPayload)
 ExecutionPayloadT = TypeVar("ExecutionPayloadT", bound=BaseExecutionPayload)
 UserPayload_contra = TypeVar("UserPayload_contra", bound=BaseUserPayload, contravariant=True)
@@ -203,6 +219,13 @@ class Executor(Protocol[ExecutionPayload_contra]):
         """Return the result, a mapping that JSON can hold, or nothing; or that somebody else has the work now."""
 
 
+class ContainerMaker(Protocol[ExecutionPayload_contra]):
+    """Says which container the body of an attempt is; called by the operator, so it must be quick and ask nobody."""
+
+    def __call__(self, payload: ExecutionPayload_contra, /, *, context: ExecutionContext) -> PodContainer:
+        """Return the container, after the execution validator; the same each time for the same payload."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CronEntrySpec(Generic[UserPayloadT, ExecutionPayloadT]):
     """An entry: its models, its functions, where it runs, and the defaults of its crons.
@@ -210,6 +233,8 @@ class CronEntrySpec(Generic[UserPayloadT, ExecutionPayloadT]):
     `pod_profile` names how its pods are made, of the administrator's profiles.
     `timeout` bounds one attempt and `attempts` a run, unless a cron asks for others. `completes_by_callback` lets the
     executor return `Accepted`.
+    With `container` an attempt's body is not the executor but a container in a pod of its own; the executor is called
+    where there is no cluster, and can only say so.
     `check_settings` is given the administrator's settings of this entry when a process starts, and raises a
     `ValueError` that says what is wrong with them, repeating no value.
     """
@@ -224,6 +249,7 @@ class CronEntrySpec(Generic[UserPayloadT, ExecutionPayloadT]):
     timeout: timedelta = timedelta(hours=1)
     attempts: int = 1
     completes_by_callback: bool = False
+    container: ContainerMaker[ExecutionPayloadT] | None = None
     check_settings: Callable[[Mapping[str, str]], None] | None = None
 
 
@@ -235,6 +261,7 @@ __all__ = [
     "BaseExecutionPayload",
     "BaseUserPayload",
     "Callback",
+    "ContainerMaker",
     "CronEntrySpec",
     "CronReference",
     "EntryError",
@@ -245,6 +272,7 @@ __all__ = [
     "JsonValue",
     "Organization",
     "PermanentError",
+    "PodContainer",
     "RegistrationContext",
     "RegistrationRefusedError",
     "RegistrationValidator",

@@ -7,7 +7,7 @@ A variable `CRONPLANE_ENTRY_<NAME>_<KEY>` belongs to the entry with the longest 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
-from cronplane_entries.core import EntryError, ExecutionMode
+from cronplane_entries.core import AnyCronEntrySpec, EntryError, ExecutionMode
 from cronplane_entries.registry import CronRegistry
 
 PREFIX = "CRONPLANE_ENTRY_"
@@ -44,21 +44,23 @@ def read_execution_modes(environment: Mapping[str, str], registry: CronRegistry)
     """Give where each entry runs: as `CRONPLANE_ENTRY_<NAME>_EXECUTION` says, or else as its spec does.
 
     Raises:
-        InvalidSettingsError: a setting is neither `in_process` nor `pod`.
+        InvalidSettingsError: a setting is neither `in_process` nor `pod`, or `in_process` for an entry that cannot.
 
     """
     settings = _by_entry(environment, [str(name) for name in registry])
     return {
-        str(name): _execution(str(name), settings.get(name, NO_SETTINGS).get(_EXECUTION, spec.execution.value))
+        str(name): _execution(name, spec, settings.get(name, NO_SETTINGS).get(_EXECUTION, spec.execution.value))
         for name, spec in registry.items()
     }
 
 
-def _execution(name: str, mode: str) -> ExecutionMode:
+def _execution(name: str, spec: AnyCronEntrySpec, mode: str) -> ExecutionMode:
+    variable = f"{PREFIX}{name.upper()}_{_EXECUTION.upper()}"
+    if spec.container is not None and mode == ExecutionMode.IN_PROCESS:
+        raise InvalidSettingsError(f"{variable} cannot be in_process: the entry runs containers, which need pods")
     try:
         return ExecutionMode(mode)
     except ValueError as error:
-        variable = f"{PREFIX}{name.upper()}_{_EXECUTION.upper()}"
         raise InvalidSettingsError(f"{variable} is neither in_process nor pod") from error
 
 

@@ -44,6 +44,7 @@ LONGEST_CATCHUP_WINDOW = timedelta(days=30)
 LONGEST_BACKOFF = timedelta(days=1)
 LONGEST_RUN_TIMEOUT = timedelta(days=30)
 MOST_RUNS = 10**9
+SERVED_OVERLAPS = frozenset({Overlap.SKIP})
 LATEST_YEAR = 9998
 _MINUTE = timedelta(minutes=1)
 
@@ -354,7 +355,7 @@ def _policy_errors(draft: PolicyDraft) -> Iterable[FieldError]:
     if draft.max_runs is not None and not wrong:
         yield _not_served(("max_runs",), "no limit")
     yield from _backoff_errors(draft)
-    if draft.overlap not in {None, Overlap.SKIP}:
+    if draft.overlap not in {None, *SERVED_OVERLAPS}:
         yield _not_served(("overlap",), "only skip")
     if draft.catchup not in {None, Catchup.LATEST}:
         yield _not_served(("catchup",), "only latest")

@@ -10,7 +10,7 @@ from datetime import timedelta
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Self, cast
 
-from cronplane_entries import agent_inference, dummy_print, http_request
+from cronplane_entries import agent_inference, container, dummy_print, http_request
 from cronplane_entries.core import (
     AnyCronEntrySpec,
     BaseExecutionPayload,
@@ -192,6 +192,8 @@ def _check(name: str, spec: object) -> None:
             (_is_timeout(spec.timeout), "timeout is no timedelta from 1 second to 7 days"),
             (_is_count(spec.attempts), f"attempts is no number from 1 to {MOST_ATTEMPTS}"),
             (isinstance(spec.completes_by_callback, bool), "completes_by_callback is neither True nor False"),
+            (spec.container is None or callable(spec.container), "container cannot be called"),
+            (spec.container is None or spec.execution is ExecutionMode.POD, "a container runs in pods only"),
             (spec.check_settings is None or callable(spec.check_settings), "check_settings cannot be called"),
         )
         if not holds
@@ -214,6 +216,7 @@ def _is_timeout(timeout: object) -> bool:
 
 BUILT_IN: dict[CronEntrypoint, CronEntrySpec[Any, Any]] = {
     CronEntrypoint.add("agent_inference"): agent_inference.spec,
+    CronEntrypoint.add("container"): container.spec,
     CronEntrypoint.add("dummy_print"): dummy_print.spec,
     CronEntrypoint.add("http_request"): http_request.spec,
 }

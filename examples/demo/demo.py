@@ -1,5 +1,7 @@
 """The program of `make demo`: the whole system, an agent backend beside it, and a cron of every entry that ships.
 
+Only the entry `container` is left out, which needs a cluster.
+
 It does nothing that a person could not do over REST. What it starts ends with it.
 """
 
@@ -63,7 +65,8 @@ class Cronplane:
         with httpx2.Client(base_url=self.url, headers=headers) as client:
             crons = [_register(client, collection, sample) for sample in _samples(self.url)]
             runs = [_answer(client.post(f"{collection}/{cron['id']}/trigger")) for cron in crons]
-            print("\nA cron of every entry is registered; each runs once now, and then as it is scheduled:\n")
+            print("\nA cron of every entry is registered, but of container, which needs a cluster.")
+            print("Each runs once now, and then as it is scheduled:\n")
             for cron, run in zip(crons, runs, strict=True):
                 _tell(cron, _finished(client, f"{collection}/{cron['id']}/runs/{run['id']}"))
         print(flush=True)

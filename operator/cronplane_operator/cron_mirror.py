@@ -181,6 +181,8 @@ class CronMirror:
             await self._compare_some(term, dirty)
         await self._tell_refused(term)
         self._seen_until = seen_until
+        for refusal in self._resources.unlisted.values():
+            raise refusal
 
     async def _compare_all(self, term: TermContext) -> None:
         after, refusals = _NO_ID, list[KubernetesRefusedError]()

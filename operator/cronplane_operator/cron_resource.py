@@ -76,6 +76,6 @@ class RunnerStatus(BaseModel):
     lag_seconds: float | None = Field(default=None, description="by how much the earliest unclaimed fire is late")
     queued: int | None = None
     running: int | None = None
-    mirrored: int | None = Field(default=None, description="resources that are as the table says")
+    mirrored: int | None = Field(default=None, description="crons of the API that have a mirror")
     mirror_backlog: int | None = Field(default=None, description="resources that are still to be written")
     conditions: list[Condition] = []

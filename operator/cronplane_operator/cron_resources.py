@@ -3,9 +3,17 @@
 Those who compare them with the table share this memory; nothing here says which of them is whose.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 
-from cronplane_core.kubernetes_client import CRONS, Body, KubernetesClient, ResourceNotFoundError
+from cronplane_core.kubernetes_client import (
+    CRONS,
+    NAMESPACES,
+    Body,
+    KubernetesClient,
+    KubernetesRefusedError,
+    ResourceNotFoundError,
+)
 from cronplane_operator.leader_extension import ChangeSignal
 
 _METADATA = frozenset({"generation", "labels", "name", "namespace", "resourceVersion", "uid"})
@@ -16,7 +24,8 @@ _Key = tuple[str, str]
 class CronResources:
     """What is known of the resources.
 
-    `changed` is set when somebody else has changed one, or a list has come; `lists` counts the complete lists.
+    `changed` is set when somebody else has changed one, or a list has come. `lists` counts the lists; `unlisted` are
+    the namespaces that the last one is without, with the reason, and what is known of them is what was known before.
     """
 
     def __init__(self, *, client: KubernetesClient, namespaces: Collection[str]) -> None:
@@ -25,24 +34,40 @@ class CronResources:
         self.namespaces = sorted(set(namespaces))
         self.changed = ChangeSignal()
         self.lists = 0
+        self.unlisted: Mapping[str, KubernetesRefusedError] = {}
 
     async def list(self) -> None:
         """Ask for all of them; what was known before is forgotten.
 
         Raises:
             ResourceNotFoundError: their definition is missing, and with it all of them.
-            KubernetesError: not all could be had, and what was known stays.
+            KubernetesUnavailableError: not all could be had, and what was known stays.
 
         """
-        try:
-            found = [body for name in self.namespaces for body in await self._client.list_all(CRONS, namespace=name)]
-        except ResourceNotFoundError:
-            self._take_in([])
-            raise
-        self._take_in(found)
+        found: list[Body] = []
+        unlisted: dict[str, KubernetesRefusedError] = {}
+        for namespace in self.namespaces:
+            try:
+                found += await self._client.list_all(CRONS, namespace=namespace)
+            except ResourceNotFoundError:
+                self._take_in([], unlisted={})
+                raise
+            except KubernetesRefusedError as error:
+                # With a namespace goes the right to look into it.
+                if await self._is_there(namespace):
+                    unlisted[namespace] = error
+        kept = [body for (namespace, _), body in self._bodies.items() if namespace in unlisted]
+        self._take_in([*found, *kept], unlisted=unlisted)
 
-    def _take_in(self, found: Collection[Body]) -> None:
+    async def _is_there(self, namespace: str) -> bool:
+        with suppress(ResourceNotFoundError):
+            await self._client.get(NAMESPACES, name=namespace)
+            return True
+        return False
+
+    def _take_in(self, found: Collection[Body], *, unlisted: Mapping[str, KubernetesRefusedError]) -> None:
         self._bodies = {_key(body): _kept(body) for body in found}
+        self.unlisted = unlisted
         self.lists += 1
         self.changed.set()
 

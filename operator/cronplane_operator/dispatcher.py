@@ -84,11 +84,6 @@ class Dispatcher:
         """How many runs wait here for a worker."""
         return len(self._queue)
 
-    @property
-    def running(self) -> int:
-        """How many attempts were started here and are not recorded as over."""
-        return len(self._started)
-
     def enqueue(self, runs: Iterable[QueuedRun]) -> None:
         """Take in queued runs; one that is here already is not taken twice."""
         for run_id, organization_id in runs:

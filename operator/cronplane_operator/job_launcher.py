@@ -2,7 +2,7 @@
 
 A Job's name derives from run and attempt, so that making it twice meets the first one. What Kubernetes refuses is tried
 again until the cron's catch-up window is over; while Kubernetes is away, everything waits. The launcher starts no run:
-an attempt in a pod passes the start gate by itself.
+an attempt in a pod passes the start gate by itself, or the Job of its container is let go on by `image_gate`.
 """
 
 import asyncio
@@ -30,7 +30,8 @@ from cronplane_core.settings import PodProfile, PodSettings
 from cronplane_operator.claim_decision import DEFAULT_CATCHUP_WINDOW
 from cronplane_operator.event_waits import any_set_or_elapsed
 from cronplane_operator.fair_queue import FairQueue
-from cronplane_operator.job_manifest import JobPlace, is_job_of, job, job_name, service_account
+from cronplane_operator.image_entries import ImageEntries, RefusedBody
+from cronplane_operator.job_manifest import JobPlace, image_job, is_job_of, job, job_name, service_account
 from cronplane_operator.leader_extension import TermContext
 from cronplane_operator.pod_attempt_record import PodAttemptRecord
 from cronplane_operator.pod_outcome import is_quota, without_usage
@@ -62,7 +63,10 @@ class _Refusal:
 
 
 class JobLauncher:
-    """Launches for one term. `profiles` names the pod profile of each entry that runs in pods."""
+    """Launches for one term. `profiles` names the pod profile of each entry that runs in pods.
+
+    `images` tells which of them make containers their attempts' bodies.
+    """
 
     def __init__(
         self,
@@ -72,6 +76,7 @@ class JobLauncher:
         settings: PodSettings,
         place: JobPlace,
         profiles: Mapping[str, str],
+        images: ImageEntries,
         state: LaunchState,
         on_launched: Callable[[], None],
     ) -> None:
@@ -80,6 +85,7 @@ class JobLauncher:
         self._settings = settings
         self._place = place
         self._profiles = profiles
+        self._images = images
         self._state = state
         self._on_launched = on_launched
         self._attempts = PodAttemptRecord(term)
@@ -146,7 +152,9 @@ class JobLauncher:
 
     async def _launch(self, attempt: UnlaunchedAttempt, *, now: datetime) -> None:
         profile = self._profile(attempt)
-        body = job(attempt, place=self._place, settings=self._settings, profile=profile)
+        body = await self._body(attempt, profile)
+        if body is None:
+            return
         try:
             made = await self._make(attempt, body)
         except KubernetesUnavailableError as error:
@@ -158,6 +166,19 @@ class JobLauncher:
             self._refused.pop(attempt.run_id, None)
             if made is not None:
                 self._made.append(self._attempt_job(attempt, made, profile))
+
+    async def _body(self, attempt: UnlaunchedAttempt, profile: PodProfile) -> Body | None:
+        """Give the Job to make for an attempt; None if there is to be none."""
+        if attempt.entrypoint not in self._images:
+            return job(attempt, place=self._place, settings=self._settings, profile=profile)
+        told = await self._attempts.read_pending(attempt.run_id, attempt.number)
+        if told is None or told.entrypoint not in self._images:
+            return None
+        body = await self._images.body(told)
+        if isinstance(body, RefusedBody):
+            await self._attempts.end_unbegun(told.run_id, told.number, body.ended, error=body.error)
+            return None
+        return image_job(attempt, body, told=told, place=self._place, settings=self._settings, profile=profile)
 
     def _profile(self, attempt: UnlaunchedAttempt) -> PodProfile:
         return self._settings.pod_profiles.get(self._profiles[attempt.entrypoint], _NO_PROFILE)

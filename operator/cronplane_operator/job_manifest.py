@@ -1,17 +1,22 @@
 """What the Job of an attempt looks like (batch/v1; Kubernetes API reference, "Job").
 
-Made from records alone. It holds no payload and no secret: what runs in the pod asks the API for what it has to do, and
-proves by a projected service-account token, bound to its pod, that it may.
+Made from records alone. It holds no secret. Where our own process runs in the pod, it holds no payload either: that
+process asks the API for what it has to do, and proves by a projected service-account token, bound to its pod, that it
+may. Where the body is a container of the payload's, that stands in the Job, and no token is in the pod.
 """
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from cronplane_core.attempt_job_repository import UnlaunchedAttempt
+import orjson
+
+from cronplane_core.attempt_job_repository import PendingAttempt, UnlaunchedAttempt
 from cronplane_core.kubernetes_client import Body
 from cronplane_core.settings import PodProfile, PodSettings
+from cronplane_entries.core import PodContainer
 
 INSTALLATION_LABEL = "crons.cronplane.dev/installation"
 RUN_LABEL = "crons.cronplane.dev/run-id"
@@ -19,18 +24,25 @@ ATTEMPT_LABEL = "crons.cronplane.dev/attempt"
 SETTLED_LABEL = "crons.cronplane.dev/settled"
 CRON_LABEL = "crons.cronplane.dev/cron-id"
 CRON_ANNOTATION = "crons.cronplane.dev/cron"
+CONTAINER_ANNOTATION = "crons.cronplane.dev/container"
 CONTAINER = "attempt"
 AUDIENCE = "cronplane"
 PROOF_DIRECTORY = "/var/run/secrets/cronplane"
 # Seconds. After SIGTERM the executor is cancelled, and what is left of the time is for telling of it.
 TERMINATION_GRACE = 30
+# A container of a payload has as long as an executor of ours has to clean up.
+_IMAGE_TERMINATION_GRACE = 15
 # How long a Job that is over is kept for people to look at; its log is kept with the run.
-_KEPT = 600
+KEPT = 600
+# And for whoever leads next to learn how its attempt ended, where only the Job can tell.
+_KEPT_UNSEEN = 7 * 24 * 3600
 # The shortest that Kubernetes takes: the kubelet renews the token long before.
 _TOKEN_SECONDS = 600
 _USER = 65532
 # What the process has beyond its attempt's timeout to tell of its end.
 _MARGIN = timedelta(seconds=60)
+# What a Job whose attempt nobody tells of is left beyond its deadline: the leader ends it then, and keeps its log.
+_LATE = timedelta(seconds=10)
 _SECOND = timedelta(seconds=1)
 
 
@@ -70,11 +82,76 @@ def service_account(settings: PodSettings, profile: PodProfile) -> str:
     return profile.service_account or settings.run_service_account
 
 
+def container_mark(container: PodContainer) -> str:
+    """Give a short text that is another one for another container."""
+    return hashlib.sha256(orjson.dumps(asdict(container), option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def made_mark(job: Body) -> str | None:
+    """Give the mark of the container that is the body of a Job's attempt; None if that is a process of ours.
+
+    It is read where nobody can change it: a Job's template stays as it was made.
+    """
+    annotations = job["spec"]["template"].get("metadata", {}).get("annotations", {})
+    mark: str | None = annotations.get(CONTAINER_ANNOTATION)
+    return mark
+
+
 def job(attempt: UnlaunchedAttempt, *, place: JobPlace, settings: PodSettings, profile: PodProfile) -> Body:
     """Make the Job that runs `cronplane attempt` for an attempt, in the profile of its entry."""
+    pod = _pod(settings=settings, profile=profile, user=profile.run_as_user or _USER)
+    pod["containers"] = [_container(attempt, settings=settings, profile=profile)]
+    pod["volumes"] = [_token_volume(), {"name": "tmp", "emptyDir": {}}, *_secret_volumes(profile)]
+    # A pod that is evicted before its attempt began is made anew; after that, the new one finds the gate shut.
+    return _job(attempt, place=place, settings=settings, pod=pod, when_disrupted="Ignore")
+
+
+def image_job(
+    attempt: UnlaunchedAttempt,
+    container: PodContainer,
+    *,
+    told: PendingAttempt,
+    place: JobPlace,
+    settings: PodSettings,
+    profile: PodProfile,
+) -> Body:
+    """Make the Job whose pod is a container of the payload's, suspended until the attempt has passed the start gate."""
+    pod = _pod(settings=settings, profile=profile, user=profile.run_as_user)
+    pod["terminationGracePeriodSeconds"] = _IMAGE_TERMINATION_GRACE
+    pod["containers"] = [_image_container(container, told=told, profile=profile)]
+    pod["volumes"] = _secret_volumes(profile)
+    made = _job(
+        attempt,
+        place=place,
+        settings=settings,
+        pod=pod,
+        # The body may have been entered: whoever looks at the Job says what becomes of the attempt, not another pod.
+        when_disrupted="FailJob",
+        annotations={CONTAINER_ANNOTATION: container_mark(container)},
+    )
+    made["spec"] |= {"suspend": True, "ttlSecondsAfterFinished": _KEPT_UNSEEN}
+    return made
+
+
+def resumption(*, uid: str, within: timedelta) -> Body:
+    """Give the patch that lets a suspended Job go on, and only the one of this UID, for so long."""
+    seconds = max(_seconds(within + _LATE), 1)
+    return {"metadata": {"uid": uid}, "spec": {"suspend": False, "activeDeadlineSeconds": seconds}}
+
+
+def _job(
+    attempt: UnlaunchedAttempt,
+    *,
+    place: JobPlace,
+    settings: PodSettings,
+    pod: Body,
+    when_disrupted: str,
+    annotations: Mapping[str, str] | None = None,
+) -> Body:
     marks = labels(installation=place.installation, run_id=attempt.run_id, number=attempt.number)
     marks[CRON_LABEL] = str(attempt.cron_id)
-    metadata = {"labels": marks, "annotations": {CRON_ANNOTATION: attempt.cron_name}}
+    metadata = {"labels": marks, "annotations": {CRON_ANNOTATION: attempt.cron_name, **(annotations or {})}}
+    disruption = {"type": "DisruptionTarget", "status": "True"}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -83,17 +160,14 @@ def job(attempt: UnlaunchedAttempt, *, place: JobPlace, settings: PodSettings, p
             "backoffLimit": 0,
             "podReplacementPolicy": "Failed",
             "activeDeadlineSeconds": _seconds(settings.pod_start_timeout + attempt.timeout + _MARGIN),
-            "ttlSecondsAfterFinished": _KEPT,
-            # A pod that is evicted before its attempt began is made anew; after that, the new one finds the gate shut.
-            "podFailurePolicy": {
-                "rules": [{"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]
-            },
-            "template": {"metadata": metadata, "spec": _pod(attempt, settings=settings, profile=profile)},
+            "ttlSecondsAfterFinished": KEPT,
+            "podFailurePolicy": {"rules": [{"action": when_disrupted, "onPodConditions": [disruption]}]},
+            "template": {"metadata": metadata, "spec": pod},
         },
     }
 
 
-def _pod(attempt: UnlaunchedAttempt, *, settings: PodSettings, profile: PodProfile) -> Body:
+def _pod(*, settings: PodSettings, profile: PodProfile, user: int | None) -> Body:
     optional = {
         "nodeSelector": profile.node_selector,
         "tolerations": profile.tolerations,
@@ -101,21 +175,14 @@ def _pod(attempt: UnlaunchedAttempt, *, settings: PodSettings, profile: PodProfi
         "runtimeClassName": profile.runtime_class,
         "priorityClassName": profile.priority_class,
     }
+    as_user = {} if user is None else {"runAsUser": user, "runAsGroup": user, "fsGroup": user}
     return {
         "restartPolicy": "Never",
         "serviceAccountName": service_account(settings, profile),
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": TERMINATION_GRACE,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "containers": [_container(attempt, settings=settings, profile=profile)],
-        "volumes": [_token_volume(), {"name": "tmp", "emptyDir": {}}, *_secret_volumes(profile)],
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}, **as_user},
         **{key: value for key, value in optional.items() if value},
     }
 
@@ -124,7 +191,7 @@ def _container(attempt: UnlaunchedAttempt, *, settings: PodSettings, profile: Po
     mounts = [
         {"name": "token", "mountPath": PROOF_DIRECTORY, "readOnly": True},
         {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the pod's own, and empty
-        *({"name": f"secret-{n}", "mountPath": path, "readOnly": True} for n, path in _numbered(profile.secret_files)),
+        *_secret_mounts(profile),
     ]
     resources = {"requests": profile.requests, "limits": profile.limits}
     return {
@@ -133,15 +200,38 @@ def _container(attempt: UnlaunchedAttempt, *, settings: PodSettings, profile: Po
         "imagePullPolicy": "IfNotPresent",
         "args": ["attempt"],
         "env": _environment(attempt, settings=settings, profile=profile),
-        "envFrom": [{"secretRef": {"name": name}} for name in profile.environment_secrets],
+        "envFrom": _secret_variables(profile),
         "resources": {key: value for key, value in resources.items() if value},
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": {**_RESTRICTED, "readOnlyRootFilesystem": True},
+    }
+
+
+_RESTRICTED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+def _image_container(container: PodContainer, *, told: PendingAttempt, profile: PodProfile) -> Body:
+    """Give the container as it was asked for; Kubernetes puts variables into its words where they say `$(NAME)`."""
+    optional = {"command": list(container.command), "args": list(container.args)}
+    ours = {
+        "CRONPLANE_RUN_ID": str(told.run_id),
+        "CRONPLANE_ATTEMPT": str(told.number),
+        "CRONPLANE_SCHEDULED_FOR": told.scheduled_for.isoformat(),
+    }
+    # First ours, so that the others may refer to them; and of a name that is there twice, the administrator's.
+    known = {**ours, **profile.environment, **ours}
+    variables = [*known.items(), *((name, value) for name, value in container.env if name not in known)]
+    return {
+        "name": CONTAINER,
+        "image": container.image,
+        "env": [{"name": name, "value": value} for name, value in variables],
+        "envFrom": _secret_variables(profile),
+        "resources": {"requests": dict(container.requests), "limits": dict(container.limits)},
+        "terminationMessagePolicy": "File",
+        "volumeMounts": _secret_mounts(profile),
+        "securityContext": _RESTRICTED,
+        **{key: value for key, value in optional.items() if value},
     }
 
 
@@ -166,8 +256,13 @@ def _secret_volumes(profile: PodProfile) -> list[Body]:
     return [{"name": f"secret-{n}", "secret": {"secretName": name}} for n, name in enumerate(profile.secret_files)]
 
 
-def _numbered(secret_files: Mapping[str, str]) -> list[tuple[int, str]]:
-    return list(enumerate(secret_files.values()))
+def _secret_mounts(profile: PodProfile) -> list[Body]:
+    paths = enumerate(profile.secret_files.values())
+    return [{"name": f"secret-{n}", "mountPath": path, "readOnly": True} for n, path in paths]
+
+
+def _secret_variables(profile: PodProfile) -> list[Body]:
+    return [{"secretRef": {"name": name}} for name in profile.environment_secrets]
 
 
 def _seconds(duration: timedelta) -> int:

@@ -1,12 +1,14 @@
 """Looks at the Jobs of attempts: ends what ended without telling, says what is held up, keeps logs, cleans up.
 
 Level-triggered: each look compares the table with a whole list of Jobs; whoever tells that something has happened only
-makes the next look come sooner. What the process in a pod tells by itself does not pass here.
+makes the next look come sooner. What the process in a pod tells by itself does not pass here. A container of the
+payload's tells nothing: it is let in from here, and ended when it is to end.
 """
 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -25,17 +27,21 @@ from cronplane_core.kubernetes_client import (
     ResourceConflictError,
     ResourceNotFoundError,
 )
-from cronplane_core.run_states import AttemptEnd, EndedAttempt
+from cronplane_core.run_states import ATTEMPT_TIMEOUT, AttemptEnd, EndedAttempt
+from cronplane_core.run_transitions import FinishedAttempt
 from cronplane_core.settings import PodSettings
-from cronplane_operator import pod_outcome
+from cronplane_operator import image_outcome, pod_outcome
 from cronplane_operator.event_waits import any_set_or_elapsed
+from cronplane_operator.image_gate import ImageGate
 from cronplane_operator.job_manifest import (
     ATTEMPT_LABEL,
     CONTAINER,
     INSTALLATION_LABEL,
+    KEPT,
     RUN_LABEL,
     SETTLED_LABEL,
     JobPlace,
+    made_mark,
 )
 from cronplane_operator.leader_extension import TermContext
 from cronplane_operator.pod_attempt_record import PodAttemptRecord
@@ -54,11 +60,31 @@ _AT_ONCE = 16
 _HELD_UP = timedelta(seconds=5)
 # What was cancelled or lost has this long to end by itself before its Job is deleted.
 _LEAVE = timedelta(seconds=40)
+# What is said of a run since it passed the gate.
+_STARTED = "Started"
+_CANCELLED = EndedAttempt(end=AttemptEnd.CANCELLED, reason="CancelRequested", message="Somebody cancelled the run.")
 _JOB_DELETED = EndedAttempt(
     end=AttemptEnd.LOST,
     reason="JobDeleted",
     message="Somebody deleted the Job while its attempt was under way; how far it got is not known.",
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sight:
+    """What shows why attempts do not begin: pods that are not over, by their Jobs' names, and refusals, by UIDs."""
+
+    alive: Mapping[str, Sequence[Body]]
+    refused: Mapping[str, str]
+
+    def pods(self, known: UnsettledJob) -> Sequence[Body]:
+        return self.alive.get(known.job.name, [])
+
+    def obstacle(self, known: UnsettledJob) -> Obstacle:
+        return pod_outcome.obstacle(self.pods(known), refused=self.refused.get(known.job.uid))
+
+
+_NOTHING_SEEN = _Sight(alive={}, refused={})
 
 
 class JobObserver:
@@ -71,12 +97,14 @@ class JobObserver:
         client: KubernetesClient,
         settings: PodSettings,
         place: JobPlace,
+        gate: ImageGate,
         wake: asyncio.Event,
     ) -> None:
         self._term = term
         self._client = client
         self._settings = settings
         self._place = place
+        self._gate = gate
         self._wake = wake
         self._attempts = PodAttemptRecord(term)
         self._now = datetime.min.replace(tzinfo=UTC)
@@ -112,8 +140,9 @@ class JobObserver:
         selector = f"{INSTALLATION_LABEL}={self._place.installation},{SETTLED_LABEL}!=true"
         listed = await self._client.list_all(JOBS, namespace=self._place.namespace, selector=selector)
         jobs = {body["metadata"]["uid"]: body for body in listed}
-        obstacles = await self._obstacles([each for each in known if self._is_held_up(each)])
-        await self._in_turn([self._look_at(each, jobs.get(each.job.uid), obstacles) for each in known])
+        held_up = [each for each in known if self._is_held_up(each, jobs.get(each.job.uid))]
+        sight = await self._sight(held_up) if held_up else _NOTHING_SEEN
+        await self._in_turn([self._look_at(each, jobs.get(each.job.uid), sight) for each in known])
         noted = {each.job.uid for each in known}
         await self._leave_none_over([body for body in listed if body["metadata"]["uid"] not in noted])
         return len(listed)
@@ -130,49 +159,89 @@ class JobObserver:
             if failure is not None:
                 raise failure
 
-    async def _look_at(self, known: UnsettledJob, body: Body | None, obstacles: Mapping[str, Obstacle]) -> None:
+    async def _look_at(self, known: UnsettledJob, body: Body | None, sight: _Sight) -> None:
         if body is None:
             await self._gone(known)
         elif pod_outcome.is_finished(body):
             await self._finished(known, body)
-        elif known.is_waiting:
-            if known.job.uid in obstacles:
-                await self._held_up(known, obstacles[known.job.uid])
-        elif known.under_way is None and self._is_left_over(known):
-            await self._settle(known, await self._pods(known))
-            await self._delete(known.job.name, known.job.uid)
+        elif not known.is_waiting and known.under_way is None:
+            if self._is_left_over(known):
+                await self._settle(known, await self._pods(known))
+                await self._delete(known.job.name, known.job.uid)
+        elif made_mark(body) is not None:
+            await self._look_at_image(known, body, sight)
+        elif self._is_held_up(known, body):
+            await self._held_up(known, sight)
+
+    async def _look_at_image(self, known: UnsettledJob, body: Body, sight: _Sight) -> None:
+        """Bring on an attempt whose body is a container: in at its gate, and out when it is to end."""
+        if known.is_waiting:
+            await self._gate.let_in(known, body, now=self._now)
+        elif body["metadata"].get("deletionTimestamp") or known.deadline is None:
+            return
+        elif known.is_cancel_requested or known.deadline <= self._now:
+            await self._take_away(known)
+        elif body["spec"].get("suspend"):
+            await self._gate.resume(known.job, deadline=known.deadline, now=self._now)
+        elif pod_outcome.is_running(body):
+            if known.reason != _STARTED:
+                await self._attempts.note_begun(known.job.run_id, known.job.number)
+        elif self._is_held_up(known, body) and not pod_outcome.has_begun(sight.pods(known)):
+            await self._held_up(known, sight)
+
+    async def _take_away(self, known: UnsettledJob) -> None:
+        """Have a container told to end (SIGTERM), then killed; its Job is gone when it is, and so ends the attempt."""
+        if (log := await self._log(known, await self._pods(known))) is not None:
+            await self._attempts.keep_log(known.job, log)
+        await self._delete(known.job.name, known.job.uid, waits=True)
 
     async def _gone(self, known: UnsettledJob) -> None:
         if known.is_waiting:
             await self._attempts.forget(known.job)
             return
         if known.under_way is not None:
-            await self._attempts.end_under_way(known.job.run_id, known.under_way, _JOB_DELETED)
+            ended = FinishedAttempt(nonce=known.under_way, ended=self._after_deletion(known))
+            await self._attempts.end_under_way(known.job.run_id, ended)
         await self._attempts.settle(known.job, None)
+
+    def _after_deletion(self, known: UnsettledJob) -> EndedAttempt:
+        if known.is_cancel_requested:
+            return _CANCELLED
+        is_late = known.deadline is not None and known.deadline <= self._now
+        return ATTEMPT_TIMEOUT if is_late else _JOB_DELETED
 
     async def _finished(self, known: UnsettledJob, body: Body) -> None:
         pods = await self._pods(known)
         if known.under_way is not None:
-            await self._attempts.end_under_way(known.job.run_id, known.under_way, pod_outcome.ended(body, pods))
+            await self._attempts.end_under_way(known.job.run_id, _finished_attempt(known.under_way, body, pods))
         elif known.is_waiting:
             await self._attempts.end_unbegun(known.job.run_id, known.job.number, _without_result(body, pods))
         await self._settle(known, pods)
         await self._mark(known)
 
-    def _is_held_up(self, known: UnsettledJob) -> bool:
-        return known.is_waiting and self._now - known.created_at >= _HELD_UP
+    def _is_held_up(self, known: UnsettledJob, body: Body | None) -> bool:
+        """Say whether a pod takes so long to begin its attempt that it shows why; a container's has passed the gate."""
+        has_yet_to_begin = known.is_waiting or (known.under_way is not None and _is_podless_image(body))
+        return has_yet_to_begin and self._now - known.created_at >= _HELD_UP
 
-    async def _held_up(self, known: UnsettledJob, found: Obstacle) -> None:
+    async def _held_up(self, known: UnsettledJob, sight: _Sight) -> None:
         """Say what keeps an attempt from beginning, or end it if that has gone on for too long."""
+        pods, found = sight.pods(known), sight.obstacle(known)
         if self._now - known.created_at < self._settings.pod_start_timeout:
             if found.reason != known.reason:
                 run_id, number = known.job.run_id, known.job.number
                 await self._attempts.note(run_id, number, reason=found.reason, message=found.message)
             return
         ended = EndedAttempt(end=AttemptEnd.ERROR, reason=found.reason, message=found.message)
-        if await self._attempts.end_unbegun(known.job.run_id, known.job.number, ended):
-            await self._settle(known, await self._pods(known))
-            await self._delete(known.job.name, known.job.uid)
+        if known.under_way is not None:
+            pods = await self._pods(known)
+            if pod_outcome.has_begun(pods):
+                return
+            await self._attempts.end_under_way(known.job.run_id, FinishedAttempt(nonce=known.under_way, ended=ended))
+        elif not await self._attempts.end_unbegun(known.job.run_id, known.job.number, ended):
+            return
+        await self._settle(known, pods)
+        await self._delete(known.job.name, known.job.uid)
 
     def _is_left_over(self, known: UnsettledJob) -> bool:
         """Say whether nothing is to be expected of a Job any more; what was handed on may still be about to end."""
@@ -180,15 +249,11 @@ class JobObserver:
             return True
         return known.ended_at is not None and self._now - known.ended_at > _LEAVE
 
-    async def _obstacles(self, held_up: Sequence[UnsettledJob]) -> dict[str, Obstacle]:
-        """Say by the UIDs of their Jobs what attempts wait for: two requests at most, however many there are."""
-        alive = await self._pods_alive() if held_up else {}
+    async def _sight(self, held_up: Sequence[UnsettledJob]) -> _Sight:
+        """See why attempts do not begin, in two requests at most, however many there are."""
+        alive = await self._pods_alive()
         is_podless = any(each.job.name not in alive for each in held_up)
-        refused = pod_outcome.refusals(await self._refused_pods()) if is_podless else {}
-        return {
-            each.job.uid: pod_outcome.obstacle(alive.get(each.job.name, []), refused=refused.get(each.job.uid))
-            for each in held_up
-        }
+        return _Sight(alive=alive, refused=pod_outcome.refusals(await self._refused_pods()) if is_podless else {})
 
     async def _refused_pods(self) -> list[Body]:
         fields = f"involvedObject.kind=Job,reason={pod_outcome.POD_REFUSED}"
@@ -230,13 +295,13 @@ class JobObserver:
 
     async def _mark(self, known: UnsettledJob) -> None:
         """Have a settled Job listed no more; Kubernetes deletes it after its time."""
-        patch = {"metadata": {"labels": {SETTLED_LABEL: "true"}}}
+        patch = {"metadata": {"labels": {SETTLED_LABEL: "true"}}, "spec": {"ttlSecondsAfterFinished": KEPT}}
         with suppress(ResourceNotFoundError):
             await self._client.patch(JOBS, patch, name=known.job.name, namespace=known.job.namespace)
 
-    async def _delete(self, name: str, uid: str) -> None:
+    async def _delete(self, name: str, uid: str, *, waits: bool = False) -> None:
         with suppress(ResourceNotFoundError, ResourceConflictError):
-            await self._client.delete(JOBS, name=name, namespace=self._place.namespace, uid=uid)
+            await self._client.delete(JOBS, name=name, namespace=self._place.namespace, uid=uid, waits=waits)
 
     async def _leave_none_over(self, unknown: Sequence[Body]) -> None:
         """Delete Jobs that no attempt waits for, and that no table tells of; the launcher adopts the others."""
@@ -248,6 +313,20 @@ class JobObserver:
         for attempt, body in found.items():
             if attempt not in wanted:
                 await self._delete(body["metadata"]["name"], body["metadata"]["uid"])
+
+
+def _is_podless_image(job: Body | None) -> bool:
+    """Say whether the container of a payload neither runs nor ran."""
+    if job is None or made_mark(job) is None:
+        return False
+    return not pod_outcome.is_running(job) and not pod_outcome.has_ended_pods(job)
+
+
+def _finished_attempt(nonce: UUID, job: Body, pods: Sequence[Body]) -> FinishedAttempt:
+    """Say how an attempt ended whose Job is over: by its process, which told nothing, or by its container."""
+    if made_mark(job) is not None:
+        return image_outcome.finished(nonce, job, pods)
+    return FinishedAttempt(nonce=nonce, ended=pod_outcome.ended(job, pods))
 
 
 def _without_result(body: Body, pods: Sequence[Body]) -> EndedAttempt:

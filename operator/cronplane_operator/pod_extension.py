@@ -5,6 +5,8 @@ from collections.abc import Coroutine, Mapping, Sequence
 
 from cronplane_core.kubernetes_client import KubernetesClient
 from cronplane_core.settings import PodSettings
+from cronplane_operator.image_entries import ImageEntries
+from cronplane_operator.image_gate import ImageGate
 from cronplane_operator.job_launcher import JobLauncher, LaunchState
 from cronplane_operator.job_manifest import JobPlace
 from cronplane_operator.job_observer import JobObserver
@@ -24,12 +26,14 @@ class PodExtension:
         settings: PodSettings,
         place: JobPlace,
         profiles: Mapping[str, str],
+        images: ImageEntries,
         state: LaunchState,
     ) -> None:
         self._client = client
         self._settings = settings
         self._place = place
         self._profiles = profiles
+        self._images = images
         self._wake = asyncio.Event()
         self._state = state
 
@@ -45,10 +49,16 @@ class PodExtension:
             settings=self._settings,
             place=self._place,
             profiles=self._profiles,
+            images=self._images,
             state=self._state,
             on_launched=self._wake.set,
         )
         observer = JobObserver(
-            term=term, client=self._client, settings=self._settings, place=self._place, wake=self._wake
+            term=term,
+            client=self._client,
+            settings=self._settings,
+            place=self._place,
+            gate=ImageGate(term=term, client=self._client, entries=self._images),
+            wake=self._wake,
         )
         return launcher.run(), observer.run()

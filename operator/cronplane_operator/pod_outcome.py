@@ -85,8 +85,26 @@ def is_finished(job: Body) -> bool:
     return any(_condition(job, kind).get("status") == "True" for kind in ("Complete", "Failed"))
 
 
-def ended(job: Body, pods: Sequence[Body]) -> EndedAttempt:
-    """Say how an attempt ended whose Job is over, and of which nobody told."""
+def is_running(job: Body) -> bool:
+    """Say whether a container of a Job runs."""
+    return bool(job.get("status", {}).get("ready"))
+
+
+def has_ended_pods(job: Body) -> bool:
+    """Say whether a pod of a Job ended or is about to, also one that is not counted yet or is gone already."""
+    status = job.get("status", {})
+    uncounted = status.get("uncountedTerminatedPods") or {}
+    return any(status.get(key) for key in ("succeeded", "failed", "terminating")) or any(uncounted.values())
+
+
+def has_begun(pods: Sequence[Body]) -> bool:
+    """Say whether a container of these pods runs, or did."""
+    states = [status.get("state", {}) for pod in pods for status in pod.get("status", {}).get("containerStatuses", [])]
+    return any("running" in state or "terminated" in state for state in states)
+
+
+def ended(job: Body, pods: Sequence[Body], *, idle_code: int | None = ExitCode.NOT_OURS) -> EndedAttempt:
+    """Say how an attempt ended whose Job is over, and of which nobody told; what ended with `idle_code` did nothing."""
     if _condition(job, "Complete").get("status") == "True":
         return EndedAttempt(
             end=AttemptEnd.COMPLETED, reason="Completed", message="The Job is complete; its result was not told."
@@ -95,14 +113,16 @@ def ended(job: Body, pods: Sequence[Body]) -> EndedAttempt:
         return EndedAttempt(
             end=AttemptEnd.TIMED_OUT, reason="AttemptTimeout", message="The Job was not over by its deadline."
         )
-    if any(_is_disrupted(pod) for pod in pods):
+    is_disrupted = _condition(job, "Failed").get("reason") == "PodFailurePolicy"
+    if is_disrupted or any(_is_disrupted(pod) for pod in pods):
         return EndedAttempt(
             end=AttemptEnd.LOST,
             reason="Evicted",
             message="Its pod was evicted or preempted; how far it got is not known.",
         )
-    for terminated in _terminations(pods):
-        return _after_exit(terminated)
+    for terminated in terminations(pods):
+        if terminated.get("exitCode") != idle_code:
+            return _after_exit(terminated)
     return EndedAttempt(end=AttemptEnd.LOST, reason="PodGone", message="Its pod is gone; how far it got is not known.")
 
 
@@ -112,8 +132,8 @@ def _after_exit(terminated: Body) -> EndedAttempt:
         return EndedAttempt(
             end=AttemptEnd.ERROR,
             reason="OutOfMemory",
-            message="The pod took more memory than its limit, and was killed; let the entry take less at a time, or "
-            "have the limit of its pod profile raised.",
+            message="The pod took more memory than its limit, and was killed; let it take less at a time, or have the "
+            "limit raised.",
         )
     hint = " It was killed." if code == _KILLED else ""
     return EndedAttempt(
@@ -129,12 +149,11 @@ def _waiting(pod: Body) -> Iterator[Body]:
             yield waiting
 
 
-def _terminations(pods: Sequence[Body]) -> Iterator[Body]:
-    """Give how containers ended that may have begun the attempt."""
+def terminations(pods: Sequence[Body]) -> Iterator[Body]:
+    """Give how containers ended (Kubernetes API reference, "ContainerStateTerminated")."""
     for pod in pods:
         for status in pod.get("status", {}).get("containerStatuses", []):
-            terminated = status.get("state", {}).get("terminated")
-            if terminated and terminated.get("exitCode") != ExitCode.NOT_OURS:
+            if terminated := status.get("state", {}).get("terminated"):
                 yield terminated
 
 

@@ -46,6 +46,8 @@ _DEFINITION = f"crons.{RUNNERS.group}"
 _COMPARISON_INTERVAL = 60.0
 # What comes within this many seconds is registered together.
 _GATHER = 0.3
+# Between the lists that a deletion takes: who deletes many needs some time for it.
+_LIST_PAUSE = 5.0
 # Between two questions whether deletions are confirmed.
 _HELD_PAUSE = 5.0
 _LONGEST_BACKOFF = 30.0
@@ -85,7 +87,9 @@ class ResourceRegistration:
         self._absences: dict[str, int] = {}
         self._lists = 0
         self._is_list_due = True
+        self._list_again_at = 0.0
         self._wake = asyncio.Event()
+        self._changed = resources.changed.subscribe()
         self.state = RegistrationState()
 
     def namespace_seen(self, name: str) -> None:
@@ -99,13 +103,12 @@ class ResourceRegistration:
         return [self._keep_registering(term)]
 
     async def _keep_registering(self, term: TermContext) -> None:
-        changed = self._resources.changed.subscribe()
         registrar = ResourceRegistrar(term=term, registrar=self._registrar)
         self._is_list_due, self._absences = True, {}
         backoff = _GATHER
         while True:
             self._wake.clear()
-            changed.clear()
+            self._changed.clear()
             try:
                 pause = await self._compare(term, registrar)
                 self.state.trouble = self.state.trouble_reason = ""
@@ -115,7 +118,7 @@ class ResourceRegistration:
                 self._is_list_due = True
                 backoff = pause = min(2 * backoff, _LONGEST_BACKOFF)
             await asyncio.sleep(backoff)
-            await any_set_or_elapsed(self._wake, changed, seconds=pause)
+            await any_set_or_elapsed(self._wake, self._changed, seconds=pause)
 
     async def _compare(self, term: TermContext, registrar: ResourceRegistrar) -> float:
         """Compare once, and do what is to be done; gives the seconds until the next time, if nobody tells."""
@@ -123,31 +126,45 @@ class ResourceRegistration:
             now = await leases.check(connection, lease=term.lease)
             await self._organizations.read(connection)
             crons = await cron_source_repository.read_all(connection)
-        if self._is_list_due or self._is_any_missing(crons):
-            with suppress(ResourceNotFoundError):
-                await self._resources.list()
-            self._is_list_due = False
+        time = asyncio.get_running_loop().time
+        if self._is_list_due or (self._is_any_missing(crons) and time() >= self._list_again_at):
+            await self._list()
+            self._list_again_at = time() + _LIST_PAUSE
         if is_list_new := self._lists != self._resources.lists:
             await self._judge_list(crons)
         decided = await self._decide(term, crons)
         await self._carry_out(registrar, decided, now=now, again=is_list_new)
         if decided.register or decided.delete or decided.disable:
             term.crons_changed.set()
+        if self._is_any_missing(crons):
+            return max(self._list_again_at - time(), 0.0)
         return _HELD_PAUSE if decided.held else _COMPARISON_INTERVAL
+
+    async def _list(self) -> None:
+        # Without their definition there is none of them, which is a complete list, too.
+        with suppress(ResourceNotFoundError):
+            await self._resources.list()
+        self._is_list_due = False
 
     def _is_any_missing(self, crons: Collection[ResourceCron]) -> bool:
         """Say whether a resource is missing of which it is not known yet that it is gone."""
-        present = self._resources.by_uid()
-        uids = [cron.resource.uid for cron in crons if cron.resource.uid is not None]
-        return any(uid not in present and self._absences.get(uid, 0) < LISTS_UNTIL_GONE for uid in uids)
+        missing = (uid for cron in crons if (uid := self._missing_uid(cron)) is not None)
+        return any(self._absences.get(uid, 0) < LISTS_UNTIL_GONE for uid in missing)
+
+    def _missing_uid(self, cron: ResourceCron) -> str | None:
+        """Give the UID of a cron's resource if it is not where it was; nothing is missed where nobody can look."""
+        place = cron.resource
+        if place.uid is None or place.namespace in self._resources.unlisted:
+            return None
+        found = self._resources.at(namespace=place.namespace, name=place.name)
+        return None if found is not None and found["metadata"]["uid"] == place.uid else place.uid
 
     async def _judge_list(self, crons: Collection[ResourceCron]) -> None:
         """Count from how many lists in a row each known resource was missing, and see what there still is beside."""
         lists = self._resources.lists
         self._scopes = await self._read_scopes()
         self._lists = lists
-        present = self._resources.by_uid()
-        missing = [cron.resource.uid for cron in crons if cron.resource.uid and cron.resource.uid not in present]
+        missing = [uid for cron in crons if (uid := self._missing_uid(cron)) is not None]
         self._absences = {uid: self._absences.get(uid, 0) + 1 for uid in missing}
 
     async def _read_scopes(self) -> dict[str, str]:

@@ -67,7 +67,7 @@ def plan(
     """
     present = {body["metadata"]["uid"]: body for body in resources}
     strays = {cron.id for cron in crons if _is_of_another(cron, organizations)}
-    gone = [cron for cron in crons if cron.id not in strays and _is_gone(cron, present, absences)]
+    gone = [cron for cron in _gone(crons, present, absences) if cron.id not in strays]
     disabled = [cron for cron in gone if scopes.get(cron.resource.namespace) != cron.resource.scope]
     lost = [cron for cron in crons if cron.id in strays] + [cron for cron in gone if cron not in disabled]
     held = _held(lost, crons, confirmed=confirmed)
@@ -90,9 +90,18 @@ def digest(crons: Iterable[ResourceCron]) -> str:
     return hashlib.sha256(names.encode()).hexdigest()[:_DIGEST_LENGTH]
 
 
-def _is_gone(cron: ResourceCron, present: Mapping[str, Body], absences: Mapping[str, int]) -> bool:
-    uid = cron.resource.uid
-    return uid is not None and uid not in present and absences.get(uid, 0) >= LISTS_UNTIL_GONE
+def _gone(
+    crons: Collection[ResourceCron], present: Mapping[str, Body], absences: Mapping[str, int]
+) -> list[ResourceCron]:
+    """Give the crons whose resources are gone; of a namespace that is still losing some, none yet.
+
+    Who deletes many deletes them one after the other, and only together do they show as many.
+    """
+    missing = [cron for cron in crons if cron.resource.uid is not None and cron.resource.uid not in present]
+    losing = {
+        cron.resource.namespace for cron in missing if absences.get(cron.resource.uid or "", 0) < LISTS_UNTIL_GONE
+    }
+    return [cron for cron in missing if cron.resource.namespace not in losing]
 
 
 def _is_of_another(cron: ResourceCron, organizations: Mapping[str, Organization]) -> bool:

@@ -174,6 +174,12 @@ class RunRecorder:
         for listener in self._listeners:
             listener.touched([cron_id])
 
+    def delayed_no_more(self, *, run_id: UUID, cron_id: UUID) -> None:
+        """Record that what kept an attempt in a pod from beginning is gone."""
+        self._log.info("run is delayed no more", run_id=str(run_id), cron_id=str(cron_id))
+        for listener in self._listeners:
+            listener.touched([cron_id])
+
     def launched(self, *, jobs: int) -> None:
         """Record Jobs that were made, or found made, for attempts."""
         self._log.info("jobs were launched", jobs=jobs)

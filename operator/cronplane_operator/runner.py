@@ -7,7 +7,7 @@ when the runner is told to stop. This module only composes and keeps time; each 
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -64,7 +64,7 @@ _OBSERVE_PAUSE = 1.0
 class Runner:
     """One process's runner; any number may run on one database, and one of them leads.
 
-    `extensions` go on beside the runner's own loops for as long as it leads.
+    `extensions` go on beside the runner's own loops for as long as it leads; one of them runs the entries `in_pods`.
     """
 
     def __init__(
@@ -74,11 +74,12 @@ class Runner:
         registry: CronRegistry,
         recorder: RunRecorder | None = None,
         extensions: Sequence[LeaderExtension] = (),
+        in_pods: Collection[str] = (),
     ) -> None:
         self._settings = settings
         self._registry = registry
         self._entry_settings = read_entry_settings(os.environ, registry)
-        self._in_process = _in_process_entries(registry)
+        self._in_process = _in_process_entries(registry, in_pods)
         self._recorder = recorder or RunRecorder()
         self._extensions = extensions
         self._url: URL = parse_url(settings.database_url.get_secret_value())
@@ -415,7 +416,6 @@ class Term:
                     busy=parts.pool.busy,
                     next_fire_lag=self._next_fire_lag(parts),
                     next_fire=_next_fire(parts),
-                    running=parts.dispatcher.running,
                 )
             )
             await asyncio.sleep(_OBSERVE_PAUSE)
@@ -453,9 +453,11 @@ def _scheduler(store: CronJobStore, claimer: Claimer) -> AsyncIOScheduler:
     )
 
 
-def _in_process_entries(registry: CronRegistry) -> list[str]:
+def _in_process_entries(registry: CronRegistry, in_pods: Collection[str]) -> list[str]:
+    """Name the entries that workers run; one of containers that nobody runs in pods is among them, and says so."""
     modes = read_execution_modes(os.environ, registry)
-    return [name for name, mode in modes.items() if mode is ExecutionMode.IN_PROCESS]
+    speechless = {str(name) for name, spec in registry.items() if spec.container is not None} - set(in_pods)
+    return [name for name, mode in modes.items() if mode is ExecutionMode.IN_PROCESS or name in speechless]
 
 
 @asynccontextmanager

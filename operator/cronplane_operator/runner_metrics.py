@@ -26,8 +26,7 @@ _OTHER_REASON = "Other"
 class Load:
     """What a leader has to do at one moment.
 
-    `next_fire` (aware, UTC) is the earliest fire that is not claimed, `next_fire_lag` by how many seconds it is late;
-    `running` counts the attempts in the leader's own workers.
+    `next_fire` (aware, UTC) is the earliest fire that is not claimed, `next_fire_lag` by how many seconds it is late.
     """
 
     scheduled: int
@@ -36,10 +35,9 @@ class Load:
     busy: int
     next_fire_lag: float
     next_fire: datetime | None
-    running: int
 
 
-_NO_LOAD = Load(scheduled=0, queued=0, workers=0, busy=0, next_fire_lag=0.0, next_fire=None, running=0)
+_NO_LOAD = Load(scheduled=0, queued=0, workers=0, busy=0, next_fire_lag=0.0, next_fire=None)
 
 
 class RunnerMetrics:

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from cronplane_core import lease as leases
+from cronplane_core.cron_mirror_repository import Totals, read_totals
 from cronplane_core.database import DatabaseUnavailableError, transaction
 from cronplane_core.kubernetes_client import RUNNERS, Body, KubernetesClient, KubernetesError
 from cronplane_core.settings import KubernetesSettings
@@ -69,11 +70,12 @@ class RunnerResource:
     async def _tell(self, term: TermContext) -> None:
         async with transaction(term.engine) as connection:
             now = await leases.check(connection, lease=term.lease)
+            totals = await read_totals(connection)
         if not self._is_there:
             applied = await self._apply({"spec": {}})
             self._status = applied.get("status", {})
             self._is_there = True
-        status = self._told(term, now)
+        status = self._told(term, totals, now)
         if status != self._status:
             applied = await self._apply({"status": status}, subresource="status")
             self._status = applied.get("status", {})
@@ -88,11 +90,14 @@ class RunnerResource:
         }
         return await self._client.apply(RUNNERS, body, namespace=namespace, subresource=subresource)
 
-    def _told(self, term: TermContext, now: datetime) -> Body:
+    def _told(self, term: TermContext, totals: Totals, now: datetime) -> Body:
         mirror = self._mirror()
         status: dict[str, Any] = {
             "holder": term.lease.holder,
             "epoch": term.lease.epoch,
+            "queued": totals.queued,
+            "running": totals.running,
+            "mirrored": totals.mirrored,
             "mirror_backlog": mirror.backlog,
             "conditions": conditions(self._verdicts(), generation=1, before=self._status, now=now),
         }
@@ -101,8 +106,6 @@ class RunnerResource:
                 "crons": load.scheduled,
                 "next_fire": None if load.next_fire is None else f"{load.next_fire:%Y-%m-%dT%H:%M:%SZ}",
                 "lag_seconds": int(load.next_fire_lag),
-                "queued": load.queued,
-                "running": load.running,
             }
         return {name: value for name, value in status.items() if value is not None}
 

@@ -120,7 +120,7 @@ async def test_a_refusal_stands_in_the_conditions_in_the_words_of_the_api_and_wh
     *, crons: Crons, database: Any, start_operator: Any, answer_of_the_api: Any, kubectl: Any
 ) -> None:
     start_operator()
-    wrong = {"cron_expr": "60 * * * *", "tz": "Mars/Phobos", "payload": {"message": 5}}
+    wrong: dict[str, Any] = {"cron_expr": "60 * * * *", "tz": "Mars/Phobos", "payload": {"message": 5}}
     crons.apply("wrong", **wrong)
     message = crons.refused("wrong", "InvalidSpec")
     problem = await answer_of_the_api({"name": "wrong", "entrypoint": "dummy_print", **wrong})

@@ -459,6 +459,17 @@ CASES = [
             ("a Host override with a space", "Host ", MARKER),
         ]
     ),
+    # 422: containers
+    *(
+        refused(f"an image {line}", "/payload/image", entrypoint="container", payload={"image": image})
+        for line, image in {
+            "that is not on the allow-list": f"registry.example/{MARKER}",
+            "that is none": f"registry.example/{MARKER}:a:b",
+            "with a scheme": f"https://registry.example/{MARKER}",
+            "with credentials": f"user:password@registry.example/{MARKER}",
+            "with CRLF": f"registry.example/{MARKER}\r\n",
+        }.items()
+    ),
     # 422: policies
     refused("timeout 0", "/timeout", timeout=0),
     refused("timeout -1", "/timeout", timeout=-1),

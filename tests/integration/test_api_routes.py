@@ -347,3 +347,13 @@ async def test_ids_are_uuids_and_instants_are_in_utc(api: Any) -> None:
     assert str(UUID(cron["id"])) == cron["id"]
     assert datetime.fromisoformat(cron["created_at"]).utcoffset() == timedelta(0)
     assert cron["created_at"] <= cron["updated_at"]
+
+
+async def test_an_entry_is_said_to_run_where_the_settings_have_it(
+    api_settings: Any, start_api: Any, api: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CRONPLANE_ENTRY_DUMMY_PRINT_EXECUTION", "pod")
+    _, client = await start_api(api_settings())
+    answer = await client.get("/entrypoints", headers={"Authorization": f"Bearer {api.keys['viewer']}"})
+    modes = {each["name"]: each["execution"] for each in answer.json()["items"]}
+    assert (modes["dummy_print"], modes["http_request"]) == ("pod", "in_process")

@@ -1,16 +1,19 @@
 """Which Jobs are noted for attempts, and which of those that are not may still be wanted."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cronplane_core import attempt_job_repository as attempt_jobs
+from cronplane_core import lease, run_transitions
 from cronplane_core.attempt_job_repository import AttemptJob
 from cronplane_core.database import transaction
 from cronplane_core.run_repository import Run, insert_manual_run
+from cronplane_core.tables import Execution, RunStatus
 
 
 def job_of(run_id: UUID, *, uid: str = "a uid") -> AttemptJob:
@@ -54,6 +57,35 @@ async def test_a_job_that_nobody_noted_of_an_attempt_that_cannot_begin_is_not_wa
     run = await queue()
     database.execute("UPDATE scheduler.cron_runs SET status = 'cancelled', finished_at = scheduler.now()")
     assert not await wanted(engine, run)
+
+
+async def test_an_attempt_that_went_another_way_is_not_the_jobs(engine: AsyncEngine, queue: Any, database: Any) -> None:
+    run = await queue()
+    async with transaction(engine) as connection:
+        await attempt_jobs.keep(connection, jobs=[job_of(run.id)])
+        await run_transitions.start(
+            connection,
+            nonces={run.id: uuid4()},
+            epoch=1,
+            location="a runner",
+            execution=Execution.IN_PROCESS,
+            now=await lease.database_time(connection),
+            lease=timedelta(0),
+        )
+        [found] = await attempt_jobs.read_unsettled(connection)
+    assert (found.status, found.is_waiting) == (RunStatus.RUNNING, False)
+    assert (found.has_begun, found.under_way, found.deadline) == (False, None, None)
+
+
+async def test_the_log_that_was_kept_of_a_pod_stays_when_there_is_no_other(
+    engine: AsyncEngine, queue: Any, database: Any
+) -> None:
+    run = await queue()
+    async with transaction(engine) as connection:
+        await attempt_jobs.keep(connection, jobs=[job_of(run.id)])
+        await attempt_jobs.keep_log(connection, job=job_of(run.id), log="so far")
+        await attempt_jobs.settle(connection, job=job_of(run.id), log=None)
+    assert database.execute("SELECT log FROM scheduler.attempt_jobs") == [("so far",)]
 
 
 async def test_the_job_that_was_noted_first_stays_until_it_is_forgotten(engine: AsyncEngine, queue: Any) -> None:

@@ -111,3 +111,44 @@ def test_the_exit_code_is_told() -> None:
 )
 def test_a_job_is_over_when_a_condition_says_so(status: dict[str, Any], *, is_finished: bool) -> None:
     assert pod_outcome.is_finished({"status": status}) is is_finished
+
+
+def test_a_jobs_own_policy_tells_of_a_disruption_when_the_pod_is_gone_already() -> None:
+    ended = pod_outcome.ended({"status": condition("Failed", reason="PodFailurePolicy")}, [])
+    assert (ended.end, ended.reason) == (AttemptEnd.LOST, "Evicted")
+
+
+@pytest.mark.parametrize(
+    ("pods", "has_begun"),
+    [
+        ([], False),
+        ([waiting("ContainerCreating")], False),
+        ([terminated(0)], True),
+        ([pod(containerStatuses=[{"state": {"running": {}}}])], True),
+    ],
+)
+def test_a_container_has_begun_when_it_runs_or_ran(pods: list[dict[str, Any]], *, has_begun: bool) -> None:
+    assert pod_outcome.has_begun(pods) is has_begun
+
+
+@pytest.mark.parametrize(
+    ("status", "has_ended_pods"),
+    [
+        ({}, False),
+        ({"active": 1, "ready": 0, "terminating": 0, "uncountedTerminatedPods": {}}, False),
+        ({"active": 1, "uncountedTerminatedPods": {"succeeded": ["a uid"]}}, True),
+        ({"terminating": 1}, True),
+        ({"succeeded": 1}, True),
+        ({"failed": 1}, True),
+    ],
+)
+def test_a_pod_that_ended_shows_in_its_job_before_the_job_is_over(
+    status: dict[str, Any], *, has_ended_pods: bool
+) -> None:
+    assert pod_outcome.has_ended_pods({"status": status}) is has_ended_pods
+
+
+def test_a_job_runs_while_a_pod_of_it_is_ready() -> None:
+    assert pod_outcome.is_running({"status": {"active": 1, "ready": 1}})
+    assert not pod_outcome.is_running({"status": {"active": 1, "ready": 0}})
+    assert not pod_outcome.is_running({})

@@ -128,6 +128,12 @@ def test_more_than_ten_and_more_than_half_of_a_namespace_are_not_deleted_at_once
     assert (len(decided.held), len(decided.delete)) == (held, count - held)
 
 
+def test_none_is_deleted_while_its_namespace_is_losing_more() -> None:
+    resources, crons, absences = lost_many(3, of=20)
+    assert decide(resources, crons, absences=absences | {"uid-2": 1}).delete == ()
+    assert len(decide(resources, crons, absences=absences).delete) == 3
+
+
 def test_held_deletions_are_done_once_somebody_confirms_just_these() -> None:
     resources, crons, absences = lost_many(12, of=12)
     held = decide(resources, crons, absences=absences).held

@@ -145,7 +145,7 @@ def test_reasons_that_a_worker_makes_up_do_not_grow_the_metrics_without_bound(re
 def test_a_leader_tells_what_it_has_to_do_and_a_former_one_has_nothing(recorder: RunRecorder) -> None:
     assert value(recorder, "leader") == 0
     recorder.became_leader(holder="me", epoch=7)
-    recorder.observed(Load(scheduled=5, queued=4, workers=3, busy=2, next_fire_lag=1.5, next_fire=None, running=1))
+    recorder.observed(Load(scheduled=5, queued=4, workers=3, busy=2, next_fire_lag=1.5, next_fire=None))
     names = ("leader", "crons_scheduled", "queue_length", "workers", "workers_busy", "next_fire_lag_seconds")
     assert [value(recorder, name) for name in names] == [1, 5, 4, 3, 2, 1.5]
     recorder.term_ended()
