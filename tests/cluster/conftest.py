@@ -69,9 +69,9 @@ class Kubectl:
         """Get objects as they are stored."""
         return json.loads(self("get", *arguments, "--output=json"))
 
-    def wait(self, condition: str, *arguments: str) -> None:
+    def wait(self, condition: str, *arguments: str, seconds: int = HANG_GUARD) -> None:
         """Wait until something is so, by the server's word."""
-        self("wait", f"--for={condition}", f"--timeout={HANG_GUARD}s", *arguments)
+        self("wait", f"--for={condition}", f"--timeout={seconds}s", *arguments)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
