@@ -30,6 +30,19 @@ test-cluster: $(READY) ## Run the tests that need a cluster: KUBECONFIG set, kub
 kind: ## Run the cluster tests in a cluster made by kind (Docker, kind, kubectl and helm are needed)
 	deploy/kind/test
 
+HELM := $(shell command -v helm || echo $(BIN)/helm)
+
+$(BIN)/helm: $(READY)
+	GOBIN=$(abspath $(BIN)) go install helm.sh/helm/v3/cmd/helm@v3.19.0
+
+.PHONY: chart
+chart: $(READY) $(HELM) ## Check the chart without a cluster: helm in PATH, or Go, which makes it
+	PATH="$(dir $(abspath $(HELM))):$$PATH" $(BIN)/python -m pytest tests/chart
+
+.PHONY: chart-docs
+chart-docs: $(READY) ## Make the schema and the table of the chart's values anew from the comments of values.yaml
+	$(BIN)/python helm/values_reference.py
+
 .PHONY: demo
 demo: $(READY) ## Start the whole system with a cron of every entry; Ctrl-C stops it
 	$(BIN)/python examples/demo/demo.py
@@ -62,15 +75,15 @@ layers: $(READY) ## Imports point down only
 .PHONY: check
 check: lint types layers test ## Everything a change must pass
 
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+  --no-emit-find-links --no-annotate --custom-compile-command "make lock"
+
 .PHONY: lock
 lock: $(READY) ## Make the lock files anew from pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --group dev --generate-hashes \
-	  --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" \
-	  --output-file requirements.lock pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes \
-	  --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" \
-	  --constraints requirements.lock --output-file requirements-image.lock pyproject.toml
+	$(COMPILE) --all-extras --group dev --output-file requirements.lock pyproject.toml
+	$(COMPILE) --all-extras --constraints requirements.lock --output-file requirements-image.lock pyproject.toml
+	$(COMPILE) --group build --constraints requirements.lock --output-file requirements-build.lock
 
 .PHONY: clean
 clean: ## Remove the environment and every cache

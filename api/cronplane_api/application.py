@@ -20,6 +20,7 @@ from cronplane_api.http_metrics import HttpMetrics
 from cronplane_api.pagination import cursor_secret
 from cronplane_api.principals import key_digest
 from cronplane_api.problem_details import ProblemBody
+from cronplane_api.readiness_log import log_readiness
 from cronplane_api.state import State
 from cronplane_core import __version__
 from cronplane_core.change_notifier import ChangeNotifier
@@ -121,7 +122,7 @@ async def _running_state(
         cron_quota=settings.cron_quota,
     )
     signer = token_signer(settings)
-    sending = asyncio.create_task(notifier.run())
+    going = [asyncio.create_task(notifier.run()), asyncio.create_task(log_readiness(engine, entries=registry))]
     proofs = AsyncExitStack()
     try:
         yield State(
@@ -142,9 +143,10 @@ async def _running_state(
         )
     finally:
         await proofs.aclose()
-        sending.cancel()
-        with suppress(asyncio.CancelledError):
-            await sending
+        for task in going:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
         await engine.dispose()
 
 

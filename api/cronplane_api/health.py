@@ -14,7 +14,7 @@ from cronplane_api.schemas import Health
 from cronplane_api.state import state_of
 from cronplane_core.database import autocommit
 from cronplane_core.metrics import METRICS_CONTENT_TYPE
-from cronplane_core.readiness import find_obstacle
+from cronplane_core.readiness import find_readiness
 
 router = APIRouter(tags=["health"], route_class=GuardedRoute)
 
@@ -29,12 +29,12 @@ async def healthz() -> Health:
 @router.get("/readyz", responses=documented(503), operation_id="readyz")
 @requires(Access.PUBLIC)
 async def readyz(request: Request) -> Health:
-    """Tell that the database answers, is migrated, and knows every entry of this process."""
+    """Tell that the database answers, has a schema for this version, and knows every entry of this process."""
     state = state_of(request)
     async with autocommit(state.engine) as connection:
-        obstacle = await find_obstacle(connection, entries=state.registrar.registry)
-    if obstacle is not None:
-        raise ProblemError(NOT_READY, obstacle)
+        readiness = await find_readiness(connection, entries=state.registrar.registry)
+    if readiness.obstacle is not None:
+        raise ProblemError(NOT_READY, readiness.obstacle)
     return Health()
 
 

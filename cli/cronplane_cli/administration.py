@@ -6,11 +6,11 @@ from uuid import UUID
 
 import httpx2
 
-from cronplane_cli.api_client import ApiClient
+from cronplane_cli.api_client import ApiClient, ApiRefusedError, ApiUnavailableError
 
 
 class Administration:
-    """A client with the installation key, or an organization's admin key."""
+    """A client with the installation key, or a key of an organization."""
 
     def __init__(self, *, url: str, key: str, transport: httpx2.BaseTransport | None = None) -> None:
         self._api = ApiClient(url=url, key=key, transport=transport)
@@ -49,3 +49,32 @@ class Administration:
     def revoke_key(self, *, organization_id: UUID, key_id: UUID) -> None:
         """Revoke a key."""
         self._api.call("DELETE", f"/organizations/{organization_id}/keys/{key_id}")
+
+    def list_entrypoints(self) -> list[dict[str, Any]]:
+        """List the entries that the key's organization may use, with where each runs."""
+        entries: list[dict[str, Any]] = self._api.call("GET", "/entrypoints")["items"]
+        return entries
+
+    def register_cron(self, *, organization_id: UUID, cron: dict[str, Any]) -> dict[str, Any]:
+        """Register a cron."""
+        return self._api.call("POST", f"/crons/{organization_id}", body=cron)
+
+    def trigger_cron(self, *, organization_id: UUID, cron_id: UUID) -> dict[str, Any]:
+        """Run a cron now; gives the run."""
+        return self._api.call("POST", f"/crons/{organization_id}/{cron_id}/trigger")
+
+    def read_run(self, *, organization_id: UUID, cron_id: UUID, run_id: UUID) -> dict[str, Any]:
+        """Read a run."""
+        return self._api.call("GET", f"/crons/{organization_id}/{cron_id}/runs/{run_id}")
+
+    def delete_cron(self, *, organization_id: UUID, cron_id: UUID) -> None:
+        """Delete a cron."""
+        self._api.call("DELETE", f"/crons/{organization_id}/{cron_id}")
+
+    def is_ready(self) -> bool:
+        """Tell whether the API can serve."""
+        try:
+            self._api.call("GET", "/readyz")
+        except (ApiUnavailableError, ApiRefusedError):
+            return False
+        return True

@@ -1,5 +1,6 @@
 """The API as a process of its own."""
 
+import signal
 from importlib import import_module
 
 import uvicorn
@@ -22,4 +23,7 @@ def serve() -> None:
         # Only here: without a cluster, nothing of Kubernetes has to be installed.
         opener = import_module("cronplane_api.token_review_proof").opener(kubeconfig=settings.kubeconfig)
     application = create_application(settings, registry=CRON_REGISTRY, proof_opener=opener)
+    # Uvicorn takes the signals while it serves, and gives them on to these handlers when it has drained.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     uvicorn.run(application, host=settings.host, port=settings.port, **server_options(settings))

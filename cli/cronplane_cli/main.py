@@ -3,9 +3,10 @@
 Each command imports what it runs only when it is called, so that an installation needs just the extras of its roles.
 """
 
+import signal
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -69,16 +70,29 @@ EditorKey = Annotated[
     typer.Option("--key", envvar="CRONPLANE_API_KEY", show_envvar=True, help="A key of the organization's, an editor."),
 ]
 _MOST_DIGITS = 10
+# As shells tell of a program that was ended by a signal.
+_SIGNALLED = 128
 _DEFAULT_URL = "http://127.0.0.1:8080"
 
 
 def main() -> None:
-    """Run the command; what it refuses is said in a line, with status 1."""
+    """Run the command; what it refuses is said in a line, with status 1.
+
+    SIGTERM ends it, also as the first process of a container, for which the kernel does nothing on its own (signal(7));
+    roles that drain have handlers of their own.
+    """
+    signal.signal(signal.SIGTERM, _end)
     try:
         app()
     except CronplaneError as error:
         typer.echo(f"cronplane: {error}", err=True)
         sys.exit(1)
+
+
+def _end(number: int, _: object) -> None:
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(_SIGNALLED + number)
 
 
 @app.callback(invoke_without_command=True)
@@ -141,12 +155,48 @@ def crd() -> None:
 
 
 @app.command()
-def migrate() -> None:
-    """Bring the database up to this version, as the role that owns the schema."""
-    migration = _role("cronplane_cli.migration_role", extra="migrate").run()
-    before = migration.revision_before or "an empty database"
-    added = ", ".join(migration.added_entries) or "none"
-    typer.echo(f"The schema went from {before} to {migration.revision}; entries added: {added}.")
+def migrate(
+    *,
+    wait: Annotated[
+        float, typer.Option(min=0, max=86_400, help="Seconds until the database has to answer, at most.")
+    ] = 0,
+) -> None:
+    """Bring the database up to this version, as the role that owns the schema, and make the organizations declared."""
+    for sentence in _role("cronplane_cli.migration_role", extra="migrate").run(wait=timedelta(seconds=wait)):
+        typer.echo(sentence)
+
+
+@app.command()
+def postgres(
+    *, check: Annotated[bool, typer.Option("--check", help="Only tell whether the one that runs here serves.")] = False
+) -> None:
+    """Run a PostgreSQL for trying an installation out, with passwords from the environment."""
+    role = _role("cronplane_cli.postgres_role", extra="postgres")
+    if check:
+        role.check()
+    else:
+        role.serve()
+
+
+@app.command()
+def credentials() -> None:
+    """Make the Secrets of an installation in a cluster, and add what they lack; nothing in them is ever changed."""
+    for sentence in _role("cronplane_cli.credentials_role", extra="operator").run():
+        typer.echo(sentence)
+
+
+@app.command()
+def selftest() -> None:
+    """Try an installation in a cluster: a cron is registered, run, looked at and removed."""
+    for sentence in _role("cronplane_cli.selftest_role", extra="operator").run():
+        typer.echo(sentence)
+
+
+@app.command()
+def uninstall() -> None:
+    """Remove from a cluster what a stopped installation has made there: mirrors, its Runner, Jobs of runs."""
+    removed = _role("cronplane_cli.uninstall_role", extra="operator").run()
+    typer.echo(f"Removed: {removed.mirrors} mirrors, {removed.jobs} Jobs, the Runner. Crons kept: {removed.kept}.")
 
 
 @app.command()

@@ -71,8 +71,9 @@ class UnsettledJob:
     """A Job for which something may be left to do, and how its attempt stands. Instants are aware and in UTC.
 
     `status`, `reason` and `attempts` are the run's. `has_begun` says whether the attempt has passed the start gate;
-    `nonce` is its own while it is not over, `deadline` is when it has to be, `ended_at` is when it was, or the run. An
-    attempt of this number that went another way, because the entry was changed, is not the Job's.
+    `nonce` is its own while it is not over, `started_at` is when it passed the gate, `deadline` when it has to be over,
+    `ended_at` when it was, or the run. An attempt of this number that went another way, because the entry was changed,
+    is not the Job's.
     """
 
     job: AttemptJob
@@ -83,6 +84,7 @@ class UnsettledJob:
     is_cancel_requested: bool
     has_begun: bool
     nonce: UUID | None
+    started_at: datetime | None
     deadline: datetime | None
     ended_at: datetime | None
 
@@ -90,6 +92,11 @@ class UnsettledJob:
     def is_waiting(self) -> bool:
         """Say whether the attempt has yet to pass the start gate."""
         return self.status is RunStatus.QUEUED and self.attempts + 1 == self.job.number
+
+    @property
+    def awaited_since(self) -> datetime:
+        """Give since when its pod could have been running: the gate, if it was passed first, or else the noting."""
+        return self.started_at or self.created_at
 
     @property
     def under_way(self) -> UUID | None:
@@ -141,7 +148,7 @@ _UNSETTLED = text(
     SELECT job.run_id, job.number, job.namespace, job.name, job.uid, job.service_account,
            job.created_at, run.status, run.reason, run.attempts,
            run.cancel_requested_at IS NOT NULL AS is_cancel_requested, attempt.run_id IS NOT NULL AS has_begun,
-           CASE WHEN attempt.outcome IS NULL THEN attempt.nonce END AS nonce, attempt.deadline,
+           CASE WHEN attempt.outcome IS NULL THEN attempt.nonce END AS nonce, attempt.started_at, attempt.deadline,
            coalesce(attempt.finished_at, run.finished_at) AS ended_at
     FROM scheduler.attempt_jobs job
     JOIN scheduler.cron_runs run ON run.id = job.run_id
@@ -302,6 +309,7 @@ def _unsettled(row: Row[Any]) -> UnsettledJob:
         is_cancel_requested=row.is_cancel_requested,
         has_begun=row.has_begun,
         nonce=row.nonce,
+        started_at=row.started_at,
         deadline=row.deadline,
         ended_at=row.ended_at,
     )

@@ -2,9 +2,12 @@
 
 Only the programs: the package's own server class makes a system user and opens the data's parent folders when it runs
 as root, and leaves the server behind when its parent is killed. Here the server is a child that dies with the thread
-that started it (Linux), listens on a Unix socket only, and as root runs as an existing unprivileged user.
+that started it (Linux), listens on a Unix socket only unless it is told otherwise, and as root runs as an existing
+unprivileged user. Its data folder is locked for as long as any of its processes lives, also against one in another
+container, whose process ids PostgreSQL's own lock file cannot tell.
 """
 
+import fcntl
 import os
 import pwd
 import re
@@ -29,11 +32,13 @@ from cronplane_core.errors import CronplaneError
 _START_TIMEOUT = 60.0
 _POLL = 0.02
 # The address of a Unix socket has room for 107 bytes (unix(7)), and PostgreSQL adds its own file name.
-_LONGEST_SOCKET_DIRECTORY = 107 - len("/.s.PGSQL.5432")
+_LONGEST_SOCKET_DIRECTORY = 107 - len("/.s.PGSQL.65535")
+_DEFAULT_PORT = "5432"
 # What neither an address nor PostgreSQL's list of socket folders reads as anything but itself.
 _PLAIN_PATH = re.compile(r"[\w./-]+", re.ASCII)
 _UNPRIVILEGED_USER = "nobody"
 _LOG_END_BYTES = 4096
+_LOCK_FILE = "postmaster.pid"
 _SETTINGS = {
     "listen_addresses": "",
     # A refused statement is its sender's to report: in the log, the details would repeat the values it carried.
@@ -51,11 +56,16 @@ class EmbeddedPostgresql:
     """One server on one data folder. `settings` are PostgreSQL's own, by name, such as {"fsync": "off"}.
 
     Start it from a thread that lives as long as the server is needed: when that thread ends, the server shuts down.
+    Its log goes to a file in the data folder, or to `log_descriptor`. `start_timeout` is in seconds; after a crash,
+    what was not written to the tables has to be read again first.
     """
 
     data_directory: Path
     settings: Mapping[str, str] = field(default_factory=dict)
+    log_descriptor: int | None = None
+    start_timeout: float = _START_TIMEOUT
     _server: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
+    _lock: BinaryIO | None = field(default=None, init=False, repr=False)
     _socket_directory: Path | None = field(default=None, init=False, repr=False)
 
     def start(self) -> None:
@@ -81,6 +91,9 @@ class EmbeddedPostgresql:
             self._server.send_signal(signal.SIGINT)
             self._server.wait()
             self._server = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
         if self._socket_directory is not None and self._socket_directory != self.data_directory:
             shutil.rmtree(self._socket_directory, ignore_errors=True)
         self._socket_directory = None
@@ -106,7 +119,9 @@ class EmbeddedPostgresql:
 
     def url(self, *, database: str = "postgres", user: str = "postgres") -> str:
         """Give the address of a database, for whichever role; the socket's folder keeps everybody else out."""
-        return f"postgresql://{user}@/{database}?host={self.socket_directory}"
+        # Its socket is named after the port, also where it listens on none.
+        port = self.settings.get("port", _DEFAULT_PORT)
+        return f"postgresql://{user}@/{database}?host={self.socket_directory}&port={port}"
 
     def __enter__(self) -> Self:
         self.start()
@@ -123,15 +138,30 @@ class EmbeddedPostgresql:
         self.data_directory = self.data_directory.resolve()
         if not (self.data_directory / "PG_VERSION").exists():
             _make_data_directory(programs, self.data_directory, account)
+        self._lock = _locked(self.data_directory)
+        self._make_private(account)
+        self._remove_stale_lock_file()
         self._socket_directory = _socket_directory(self.data_directory, account)
         self._server = self._launch(programs, account)
         self._wait_until_ready(self._server)
+
+    def _make_private(self, account: pwd.struct_passwd | None) -> None:
+        """Take from others what Kubernetes gives to a volume's group, since PostgreSQL refuses a folder like that."""
+        user = os.geteuid() if account is None else account.pw_uid
+        if self.data_directory.stat().st_uid == user:
+            self.data_directory.chmod(0o700)
+
+    def _remove_stale_lock_file(self) -> None:
+        """Remove the lock file of a server that was killed: in a new container, its process id may be anybody's."""
+        holder = self._lock_holder()
+        if holder is not None and not _works_in(holder, self.data_directory):
+            (self.data_directory / _LOCK_FILE).unlink()
 
     def _launch(self, programs: Path, account: pwd.struct_passwd | None) -> subprocess.Popen[bytes]:
         settings = {**_SETTINGS, "unix_socket_directories": str(self.socket_directory), **self.settings}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         command = [str(programs / "postgres"), "-D", str(self.data_directory), *options]
-        with _open_log(self.log_file) as log:
+        with self._open_log() as log:
             # In a session of its own, so that Ctrl-C in a terminal lets the rest of us stop first.
             return subprocess.Popen(
                 _launched(command, account),
@@ -139,11 +169,18 @@ class EmbeddedPostgresql:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                # All its processes inherit the lock, so that it holds until the last of them has ended.
+                pass_fds=[self._lock.fileno()] if self._lock else [],
                 env=_environment(),
             )
 
+    def _open_log(self) -> BinaryIO:
+        if self.log_descriptor is None:
+            return _open_own(self.log_file)
+        return os.fdopen(os.dup(self.log_descriptor), "wb")
+
     def _wait_until_ready(self, server: subprocess.Popen[bytes]) -> None:
-        give_up = monotonic() + _START_TIMEOUT
+        give_up = monotonic() + self.start_timeout
         # Whoever holds the lock file is who answers, and that may be a server that somebody else started here.
         while not (self._lock_holder() == server.pid and self._answers()):
             if server.poll() is not None:
@@ -155,7 +192,7 @@ class EmbeddedPostgresql:
     def _lock_holder(self) -> int | None:
         """Read the process id that opens the lock file; None before PostgreSQL has written it."""
         try:
-            first_line, ended, _ = (self.data_directory / "postmaster.pid").read_text().partition("\n")
+            first_line, ended, _ = (self.data_directory / _LOCK_FILE).read_text().partition("\n")
         except FileNotFoundError:
             return None
         return int(first_line) if ended else None
@@ -168,6 +205,8 @@ class EmbeddedPostgresql:
         return True
 
     def _end_of_log(self) -> str:
+        if self.log_descriptor is not None:
+            return "its log says why"
         with self.log_file.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_END_BYTES))
             lines = log.read().decode(errors="replace").splitlines()
@@ -292,7 +331,26 @@ def _environment() -> dict[str, str]:
     return {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 
 
-def _open_log(path: Path) -> BinaryIO:
+def _locked(data_directory: Path) -> BinaryIO:
+    """Lock a data folder until the file is closed, here and in every process that has inherited it (flock(2))."""
+    lock = _open_own(data_directory / "server.lock")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise EmbeddedPostgresqlError(f"Another PostgreSQL runs on {data_directory}; stop it first") from error
+    return lock
+
+
+def _works_in(process: int, directory: Path) -> bool:
+    """Tell whether a process is at work in a folder, as a PostgreSQL is in that of its data."""
+    try:
+        return Path(f"/proc/{process}/cwd").samefile(directory)
+    except OSError:
+        return False
+
+
+def _open_own(path: Path) -> BinaryIO:
     """Open it unless it is a link: the data folder is the server's user's, and as root we would follow it anywhere."""
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644), "ab")
 

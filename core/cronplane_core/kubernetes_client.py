@@ -91,6 +91,7 @@ RUNNERS = ResourceKind(group="crons.cronplane.dev", version="v1alpha1", plural="
 CRONJOBS = ResourceKind(group="batch", version="v1", plural="cronjobs")
 JOBS = ResourceKind(group="batch", version="v1", plural="jobs")
 PODS = ResourceKind(group="", version="v1", plural="pods")
+SECRETS = ResourceKind(group="", version="v1", plural="secrets")
 NAMESPACES = ResourceKind(group="", version="v1", plural="namespaces")
 RESOURCE_DEFINITIONS = ResourceKind(group="apiextensions.k8s.io", version="v1", plural="customresourcedefinitions")
 EVENTS = ResourceKind(group="", version="v1", plural="events")

@@ -1,13 +1,15 @@
 """Organizations, the tenants: made and listed by the installation."""
 
-from collections.abc import Awaitable, Callable, Collection
+import enum
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import Row, bindparam, func, insert, or_, select, text, tuple_, update
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -47,6 +49,14 @@ class Organization:
     cron_quota: int | None
     triggers_per_minute: int | None
     crons: int
+
+
+class Declaration(enum.StrEnum):
+    """What had to be done for an organization to be as it was declared."""
+
+    MADE = "made"
+    CHANGED = "changed"
+    KEPT = "as declared"
 
 
 _COUNT_CRONS = text(
@@ -126,6 +136,26 @@ async def update_organization(connection: AsyncConnection, *, organization: Orga
         .returning(organizations)
     )
     return _organization((await connection.execute(statement)).one())
+
+
+async def declare_organization(
+    connection: AsyncConnection, *, name: str, limits: Mapping[str, Any]
+) -> tuple[Organization, Declaration]:
+    """Let there be an organization of this name with these `limits`, which are fields of `Organization`.
+
+    Who declares several in one transaction does it in the order of their names, so that two who do wait for each other.
+    """
+    query = postgresql.insert(organizations).values(name=name).on_conflict_do_nothing(index_elements=["name"])
+    is_new = (await connection.execute(query.returning(organizations.c.id))).one_or_none() is not None
+    locked = select(organizations).where(organizations.c.name == name).with_for_update(key_share=True)
+    found = _organization((await connection.execute(locked)).one())
+    declared = replace(found, **limits)
+    if declared != found:
+        await count_crons(connection, organization_id=found.id)
+        declared = await update_organization(connection, organization=declared)
+    if is_new:
+        return declared, Declaration.MADE
+    return declared, Declaration.KEPT if declared == found else Declaration.CHANGED
 
 
 async def count_crons(connection: AsyncConnection, *, organization_id: UUID) -> None:

@@ -7,7 +7,7 @@ import enum
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
@@ -51,8 +51,18 @@ class DatabaseSettings(BaseSettings):
     database_url: SecretStr = Field(description="postgresql://user:password@host:5432/name, as the service's role")
 
 
+class DeclaredOrganization(BaseModel):
+    """What an organization may use, and how much of it; what is left out stays as it is, and null is the default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    entrypoints: list[str] | None = Field(default=None, description="the entries that it may use; null for every one")
+    cron_quota: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    triggers_per_minute: int | None = Field(default=None, ge=0, le=2**31 - 1)
+
+
 class MigrationSettings(BaseSettings):
-    """Where PostgreSQL is, for the owner of the schema, and whom the owner lets in."""
+    """Where PostgreSQL is, for the owner of the schema, whom the owner lets in, and which organizations there are."""
 
     model_config = _CONFIG
 
@@ -61,6 +71,26 @@ class MigrationSettings(BaseSettings):
         default="cronplane_service",
         pattern="^[a-z_][a-z0-9_]{0,62}$",
         description="the role that API and runner use; made without a password if it is absent",
+    )
+    organizations: dict[str, DeclaredOrganization] = Field(
+        default={}, description="organizations that there have to be, by name, as a JSON object; no other is touched"
+    )
+
+
+class PostgresSettings(BaseSettings):
+    """Settings of the PostgreSQL that serves for trying an installation out."""
+
+    model_config = _CONFIG
+
+    postgres_directory: Path = Field(
+        default=Path("/var/lib/cronplane"), description="where its data is kept, in a folder of its own"
+    )
+    postgres_port: int = Field(default=5432, ge=1, le=65535, description="port to listen on")
+    postgres_owner_password: SecretStr = Field(
+        min_length=16, description="of the role cronplane, which owns the schema; taken over at each start"
+    )
+    postgres_service_password: SecretStr = Field(
+        min_length=16, description="of the role cronplane_service, which API and runner use; taken over at each start"
     )
 
 
@@ -153,6 +183,69 @@ class KubernetesSettings(BaseSettings):
     )
     mirror_writes_per_second: float = Field(
         default=100.0, gt=0, le=1000, description="writes of Cron resources in a second, at most"
+    )
+
+
+class GeneratedKey(BaseModel):
+    """A key of a Secret that is made at random: a password, or keys that sign tokens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    generate: Literal["password", "token-keys"]
+
+
+class TemplatedKey(BaseModel):
+    """A key of a Secret that is put together of others: each of their names, in braces, becomes their value.
+
+    Values are written as the parts of an address are (RFC 3986, section 2.1).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    template: str = Field(min_length=1)
+
+
+class DeclaredSecret(BaseModel):
+    """A Secret that there has to be, with the keys that it has to have."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern="^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
+    keys: dict[Annotated[str, Field(pattern="^[-._a-zA-Z0-9]{1,253}$")], GeneratedKey | TemplatedKey] = Field(
+        min_length=1
+    )
+    labels: dict[str, str] = {}
+
+
+class CredentialsSettings(BaseSettings):
+    """Which Secrets there have to be in the namespace of the installation."""
+
+    model_config = _CONFIG
+
+    kubeconfig: Path | None = Field(
+        default=None, description="how to reach the cluster; left out, by the service account of the pod"
+    )
+    release_namespace: Namespace = Field(description="the namespace of the installation itself")
+    credentials: list[DeclaredSecret] = Field(description="Secrets and their keys, as a JSON list")
+
+
+class SelftestSettings(BaseSettings):
+    """What a trial of an installation has to know of it."""
+
+    model_config = _CONFIG
+
+    url: str = Field(pattern="^https?://", description="where the API is")
+    installation_key: SecretStr = Field(description="that of the API")
+    selftest_organization: str = Field(min_length=1, description="the name of the organization that it is tried with")
+    selftest_patience: Duration = Field(
+        default=timedelta(minutes=5), gt=timedelta(0), description="how long all of it may take"
+    )
+    kubeconfig: Path | None = Field(
+        default=None, description="how to reach the cluster; left out, by the service account of the pod"
+    )
+    release_namespace: Namespace = Field(description="the namespace of the installation itself")
+    namespaces: dict[Namespace, OrganizationReference] = Field(
+        default={}, description="as the operator has them: namespaces and the id or name of the organization of each"
     )
 
 

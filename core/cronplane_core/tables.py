@@ -431,6 +431,19 @@ attempt_jobs = Table(
     Index("attempt_jobs_unsettled", "run_id", postgresql_where=text("settled_at IS NULL")),
 )
 
+schema_compatibility = Table(
+    "schema_compatibility",
+    metadata,
+    Column("only_row", Boolean, primary_key=True, server_default=text("true")),
+    Column(
+        "oldest_code_revision",
+        Text,
+        nullable=False,
+        comment="code whose newest revision is older than this one must not serve",
+    ),
+    CheckConstraint("only_row", name="only_row"),
+)
+
 leases = Table(
     "leases",
     metadata,

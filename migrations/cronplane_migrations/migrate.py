@@ -1,7 +1,8 @@
 """Brings a database up to this version's schema, run by the role that owns it.
 
 It adds every registered entry to the enum and never removes one, and it lets the service's role in without giving it
-any table. It never downgrades: older code accepts a newer schema, and a mistake is mended by a newer revision.
+any table. It never downgrades: older code leaves a newer schema as it is, if it may serve with it, and a mistake is
+mended by a newer revision.
 """
 
 from collections.abc import Iterable
@@ -11,16 +12,25 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from alembic.util import CommandError
+from alembic.script import ScriptDirectory
 from psycopg import sql
 from sqlalchemy import URL, Connection, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from cronplane_core.errors import CronplaneError
+from cronplane_core.schema_revision import REVISION, SchemaState, judge
 from cronplane_core.tables import SCHEMA
 
 # Any number will do, as long as it is the same for every version of Cronplane.
 _LOCK = 0x43524F4E
+# Rows of a backup may bear ids of transactions that the server they were restored to has not come to. A runner would
+# take them for changed at each look; the trigger on any update stamps them anew.
+_STAMP_RESTORED = text(
+    """
+    UPDATE scheduler.cron_jobs SET id = id
+    WHERE changed_by_transaction >= pg_snapshot_xmax(pg_current_snapshot())
+    """
+)
 
 
 class MigrationError(CronplaneError):
@@ -29,11 +39,15 @@ class MigrationError(CronplaneError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Migration:
-    """What a migration did: the revisions before (None for a new database) and after, and the entries it added."""
+    """What a migration did: the revisions before (None for a new database) and after, and the entries it added.
+
+    `notice` is what is to be told of a schema that is newer than this version, and that was left as it is.
+    """
 
     revision_before: str | None
     revision: str
     added_entries: tuple[str, ...]
+    notice: str | None = None
 
 
 def alembic_config(connection: Connection) -> Config:
@@ -52,16 +66,16 @@ def current_revision(connection: Connection) -> str | None:
 def migrate(url: URL, *, entries: Iterable[str], service_role: str) -> Migration:
     """Upgrade to the newest revision in one transaction; two migrations at once run one after the other.
 
+    A schema that is newer is left as it is.
+
     Raises:
-        MigrationError: PostgreSQL refused, or the database is ahead of this version; nothing was changed.
+        MigrationError: PostgreSQL refused, or this version may not serve with a newer schema; nothing was changed.
 
     """
     engine = create_engine(url)
     try:
         with engine.begin() as connection:
             return _migrate(connection, entries=entries, service_role=service_role)
-    except CommandError as error:
-        raise MigrationError(f"This version cannot migrate the database ({error}); install the newer one") from error
     except DBAPIError as error:
         raise MigrationError(f"The migration was refused by PostgreSQL: {str(error.orig).strip()}") from error
     finally:
@@ -74,13 +88,28 @@ def _migrate(connection: Connection, *, entries: Iterable[str], service_role: st
     connection.execute(text("SET LOCAL lock_timeout = '10s'"))
     connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
     before = current_revision(connection)
+    if before is not None and before not in _known_revisions(connection):
+        return _leave_newer_schema(connection, revision=before, entries=entries)
     command.upgrade(alembic_config(connection), "head")
+    connection.execute(_STAMP_RESTORED)
     added = _add_entries(connection, entries)
     _admit_service_role(connection, service_role)
-    after = current_revision(connection)
-    if after is None:
-        raise MigrationError("This version brings no revision; install cronplane again")
-    return Migration(revision_before=before, revision=after, added_entries=added)
+    return Migration(revision_before=before, revision=REVISION, added_entries=added)
+
+
+def _known_revisions(connection: Connection) -> set[str]:
+    scripts = ScriptDirectory.from_config(alembic_config(connection))
+    return {script.revision for script in scripts.walk_revisions()}
+
+
+def _leave_newer_schema(connection: Connection, *, revision: str, entries: Iterable[str]) -> Migration:
+    """Add what this version has to find there, and nothing else: the version that migrated has let the service in."""
+    oldest = connection.scalar(text("SELECT oldest_code_revision FROM scheduler.schema_compatibility"))
+    readiness = judge(SchemaState(revision=revision, oldest_code=oldest))
+    if readiness.obstacle is not None:
+        raise MigrationError(readiness.obstacle)
+    added = _add_entries(connection, entries)
+    return Migration(revision_before=revision, revision=revision, added_entries=added, notice=readiness.notice)
 
 
 def _add_entries(connection: Connection, entries: Iterable[str]) -> tuple[str, ...]:
@@ -101,7 +130,7 @@ def _admit_service_role(connection: Connection, role: str) -> None:
     for statement in (
         "GRANT USAGE ON SCHEMA scheduler TO {}",
         "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA scheduler TO {}",
-        "REVOKE INSERT, UPDATE, DELETE ON scheduler.alembic_version FROM {}",
+        "REVOKE INSERT, UPDATE, DELETE ON scheduler.alembic_version, scheduler.schema_compatibility FROM {}",
         "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA scheduler TO {}",
     ):
         _execute(connection, sql.SQL(statement).format(sql.Identifier(role)))

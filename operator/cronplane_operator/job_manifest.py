@@ -23,6 +23,8 @@ RUN_LABEL = "crons.cronplane.dev/run-id"
 ATTEMPT_LABEL = "crons.cronplane.dev/attempt"
 SETTLED_LABEL = "crons.cronplane.dev/settled"
 CRON_LABEL = "crons.cronplane.dev/cron-id"
+# By it a NetworkPolicy says where pods of an entry may go.
+ENTRYPOINT_LABEL = "crons.cronplane.dev/entrypoint"
 CRON_ANNOTATION = "crons.cronplane.dev/cron"
 CONTAINER_ANNOTATION = "crons.cronplane.dev/container"
 CONTAINER = "attempt"
@@ -149,7 +151,7 @@ def _job(
     annotations: Mapping[str, str] | None = None,
 ) -> Body:
     marks = labels(installation=place.installation, run_id=attempt.run_id, number=attempt.number)
-    marks[CRON_LABEL] = str(attempt.cron_id)
+    marks |= {CRON_LABEL: str(attempt.cron_id), **_entrypoint_label(attempt.entrypoint)}
     metadata = {"labels": marks, "annotations": {CRON_ANNOTATION: attempt.cron_name, **(annotations or {})}}
     disruption = {"type": "DisruptionTarget", "status": "True"}
     return {
@@ -165,6 +167,11 @@ def _job(
             "template": {"metadata": metadata, "spec": pod},
         },
     }
+
+
+def _entrypoint_label(entrypoint: str) -> dict[str, str]:
+    """Label what runs an entry with its name; one that ends in `_`, as no label may, goes nowhere but to the API."""
+    return {} if entrypoint.endswith("_") else {ENTRYPOINT_LABEL: entrypoint}
 
 
 def _pod(*, settings: PodSettings, profile: PodProfile, user: int | None) -> Body:

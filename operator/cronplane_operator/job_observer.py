@@ -222,12 +222,12 @@ class JobObserver:
     def _is_held_up(self, known: UnsettledJob, body: Body | None) -> bool:
         """Say whether a pod takes so long to begin its attempt that it shows why; a container's has passed the gate."""
         has_yet_to_begin = known.is_waiting or (known.under_way is not None and _is_podless_image(body))
-        return has_yet_to_begin and self._now - known.created_at >= _HELD_UP
+        return has_yet_to_begin and self._now - known.awaited_since >= _HELD_UP
 
     async def _held_up(self, known: UnsettledJob, sight: _Sight) -> None:
         """Say what keeps an attempt from beginning, or end it if that has gone on for too long."""
         pods, found = sight.pods(known), sight.obstacle(known)
-        if self._now - known.created_at < self._settings.pod_start_timeout:
+        if self._now - known.awaited_since < self._settings.pod_start_timeout:
             if found.reason != known.reason:
                 run_id, number = known.job.run_id, known.job.number
                 await self._attempts.note(run_id, number, reason=found.reason, message=found.message)

@@ -72,6 +72,10 @@ class RunRecorder:
         """Record that this process is not ready, and what would make it so."""
         self._log.warning("not ready", obstacle=obstacle)
 
+    def schema_is_newer(self, *, notice: str) -> None:
+        """Record that this process serves with a schema of newer code."""
+        self._log.warning("serves with a newer schema", notice=notice)
+
     def observed(self, load: Load) -> None:
         """Take in how much there is to do; it happens each second, so that no line tells of it."""
         self._metrics.observed(load)

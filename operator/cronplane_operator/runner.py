@@ -23,8 +23,9 @@ from cronplane_core import lease as leases
 from cronplane_core.database import DatabaseUnavailableError, create_engine, parse_url, transaction
 from cronplane_core.failpoints import Failpoint
 from cronplane_core.lease import Lease, LeaseLostError
-from cronplane_core.readiness import find_obstacle
+from cronplane_core.readiness import find_readiness
 from cronplane_core.run_transitions import QueuedRun
+from cronplane_core.schema_revision import Readiness
 from cronplane_core.settings import RunnerSettings
 from cronplane_core.signed_tokens import token_signer
 from cronplane_entries.core import ExecutionMode
@@ -35,7 +36,7 @@ from cronplane_operator.change_listener import ChangeListener
 from cronplane_operator.claimer import CLAIM_BATCH, Claimer
 from cronplane_operator.database_clock import DatabaseClock
 from cronplane_operator.dispatcher import Dispatcher
-from cronplane_operator.errors import RunnerError
+from cronplane_operator.errors import RunnerError, SchemaUnfitError
 from cronplane_operator.event_waits import any_set_or_elapsed
 from cronplane_operator.job_store import EXECUTOR, JOB_STORE, CronJobStore
 from cronplane_operator.leader_extension import ChangeSignal, LeaderExtension, TermContext
@@ -57,6 +58,8 @@ _EXPIRED_KEYS_BATCH = 1000
 _RECORD_TIMEOUT = 10.0
 # With PostgreSQL away, nobody knows what has passed the gate; the next leader ends it.
 _GATE_TIMEOUT = 5.0
+# Seconds between two looks of a leader at whether its code may still serve with the schema.
+_SCHEMA_PAUSE = 10.0
 # Seconds between two looks at what there is to do, for the metrics.
 _OBSERVE_PAUSE = 1.0
 
@@ -84,6 +87,7 @@ class Runner:
         self._extensions = extensions
         self._url: URL = parse_url(settings.database_url.get_secret_value())
         self._stopping = asyncio.Event()
+        self._told = Readiness()
         self.leading = asyncio.Event()
         self.pulse = Pulse()
         self.reconciler_pulse = Pulse()
@@ -120,7 +124,7 @@ class Runner:
         match failure:
             case None:
                 return
-            case LeaseLostError():
+            case LeaseLostError() | SchemaUnfitError():
                 self._recorder.stepped_down(reason=str(failure))
             case DatabaseUnavailableError():
                 self._recorder.database_away(doing="leading", error=failure)
@@ -155,18 +159,27 @@ class Runner:
         holder = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
         while not self._stopping.is_set():
             async with transaction(engine) as connection:
-                obstacle = await find_obstacle(connection, entries=self._registry)
+                readiness = await find_readiness(connection, entries=self._registry)
                 lease = None
-                if obstacle is None:
+                if readiness.obstacle is None:
                     duration = self._settings.lease_duration
                     lease = await leases.acquire(connection, holder=holder, duration=duration)
                     self._recorder.leader_seen(await leases.read(connection))
+            self._tell(readiness)
             if lease is not None:
                 return lease
-            if obstacle is not None:
-                self._recorder.waiting(obstacle=obstacle)
-            await self._pause(_STANDBY_PAUSE if obstacle is None else _STAND_PAUSE)
+            await self._pause(_STANDBY_PAUSE if readiness.obstacle is None else _STAND_PAUSE)
         return None
+
+    def _tell(self, readiness: Readiness) -> None:
+        """Record what has changed of it, and not each second the same."""
+        if readiness == self._told:
+            return
+        self._told = readiness
+        if readiness.obstacle is not None:
+            self._recorder.waiting(obstacle=readiness.obstacle)
+        elif readiness.notice is not None:
+            self._recorder.schema_is_newer(notice=readiness.notice)
 
     async def _pause(self, seconds: float) -> None:
         await any_set_or_elapsed(self._stopping, seconds=seconds)
@@ -352,6 +365,7 @@ class Term:
             self._repeat(partial(self._compare, parts), on=asyncio.Event(), every=comparison),
             self._repeat(parts.reaper.reap, on=asyncio.Event(), every=self._clock.real_seconds(REAP_INTERVAL)),
             self._repeat(self._scan, on=asyncio.Event(), every=scan_interval),
+            self._repeat(self._heed_schema, on=asyncio.Event(), every=_SCHEMA_PAUSE),
             self._observe(parts),
             *(loop for extension in self._extensions for loop in extension.loops(self._context)),
         )
@@ -396,6 +410,12 @@ class Term:
         await parts.reconciler.compare_all()
         async with transaction(self._engine) as connection:
             await idempotency_repository.delete_expired(connection, limit=_EXPIRED_KEYS_BATCH)
+
+    async def _heed_schema(self) -> None:
+        async with transaction(self._engine) as connection:
+            readiness = await find_readiness(connection, entries=self._registry)
+        if readiness.obstacle is not None:
+            raise SchemaUnfitError(readiness.obstacle)
 
     async def _scan(self) -> None:
         try:

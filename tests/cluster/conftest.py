@@ -36,6 +36,8 @@ CHART = ROOT / "helm" / "cronplane"
 # Seconds; generous, since it only keeps a test from waiting forever.
 HANG_GUARD = 60
 RELEASE = "test"
+# API and operator are processes of the tests, not pods of the chart.
+ACCOUNTS_AND_DEFINITIONS = ["api-rights", "operator-rights", "run-account", "crds"]
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - pods come from elsewhere
 BEFORE = datetime(2026, 6, 1, 12, 0, 30, tzinfo=UTC)
 _WITH_ENTRIES = """
@@ -99,10 +101,11 @@ def kubectl() -> Kubectl:
 
 @pytest.fixture
 def apply_chart(kubectl: Kubectl) -> Callable[..., None]:
-    """Apply what the chart makes of these values, in a namespace."""
+    """Apply the accounts, rights and definitions that the chart makes of these values, in a namespace."""
 
     def apply(namespace: str, values: dict[str, Any]) -> None:
-        options = ["--namespace", namespace, "--kube-version", "1.34", "--values", "-"]
+        only = [f"--show-only=templates/{name}.yaml" for name in ACCOUNTS_AND_DEFINITIONS]
+        options = [*only, "--namespace", namespace, "--kube-version", "1.34", "--values", "-"]
         rendered = subprocess.run(
             [_HELM, "template", RELEASE, str(CHART), *options],
             input=json.dumps(values),
@@ -126,8 +129,8 @@ def installation(
     for each in (namespace, tenant, runs):
         kubectl("create", "namespace", each)
     kubectl("label", "namespace", runs, "pod-security.kubernetes.io/enforce=restricted")
-    mapped = [{"namespace": tenant, "organization": str(organization.id)}]
-    apply_chart(namespace, {"namespaces": mapped, "runNamespace": runs})
+    organizations = {organization.name: {"namespaces": [tenant]}}
+    apply_chart(namespace, {"fullnameOverride": RELEASE, "organizations": organizations, "runs": {"namespace": runs}})
     kubectl.wait("condition=Established", "crd/crons.crons.cronplane.dev", "crd/runners.crons.cronplane.dev")
     files = {role: tmp_path / f"{role}-kubeconfig" for role in ("operator", "api")}
     for role, file in files.items():
@@ -151,6 +154,32 @@ def _as_account(kubectl: Kubectl, namespace: str, account: str) -> dict[str, Any
     token = kubectl("create", "token", account, "--namespace", namespace, "--duration=1h").strip()
     known["users"] = [{"name": each["name"], "user": {"token": token}} for each in known["users"]]
     return dict(known)
+
+
+@pytest.fixture
+def make_account(kubectl: Kubectl, tmp_path: Path) -> Callable[..., Path]:
+    """Make an account in a namespace with just these rights, a list of rules per namespace; gives its kubeconfig."""
+
+    def make(name: str, *, namespace: str, rights: dict[str, list[dict[str, Any]]]) -> Path:
+        kubectl("create", "serviceaccount", name, "--namespace", namespace)
+        for place, rules in rights.items():
+            metadata = {"name": name, "namespace": place}
+            api_group = "rbac.authorization.k8s.io"
+            role = {"apiVersion": f"{api_group}/v1", "kind": "Role", "metadata": metadata, "rules": rules}
+            binding = {
+                "apiVersion": f"{api_group}/v1",
+                "kind": "RoleBinding",
+                "metadata": metadata,
+                "roleRef": {"apiGroup": api_group, "kind": "Role", "name": name},
+                "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
+            }
+            for body in (role, binding):
+                kubectl("create", "--filename", "-", given=json.dumps(body))
+        file = tmp_path / f"{name}-kubeconfig"
+        file.write_text(json.dumps(_as_account(kubectl, namespace, name)), encoding="utf-8")
+        return file
+
+    return make
 
 
 @pytest.fixture

@@ -177,7 +177,7 @@ async def test_no_payload_key_query_or_id_reaches_the_log_even_when_all_fails(
         assert unwanted == "boom" or unwanted not in failed
     if log_format == "json":
         lines = [line for line in map(json.loads, log.splitlines()) if line["logger"] != "uvicorn.error"]
-        assert {line["event"] for line in lines} == {"request", "request failed"}
+        assert {line["event"] for line in lines} == {"ready", "request", "request failed"}
         requests = [line for line in lines if line["event"] == "request"]
         assert [line["status"] for line in requests] == [201, 500, 200, 422]
         assert all(line["method"] and line["milliseconds"] > 0 for line in requests)

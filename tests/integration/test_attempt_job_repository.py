@@ -1,7 +1,7 @@
 """Which Jobs are noted for attempts, and which of those that are not may still be wanted."""
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -14,6 +14,8 @@ from cronplane_core.attempt_job_repository import AttemptJob
 from cronplane_core.database import transaction
 from cronplane_core.run_repository import Run, insert_manual_run
 from cronplane_core.tables import Execution, RunStatus
+
+NOON = datetime(2026, 6, 1, 12, 0, 0, tzinfo=UTC)
 
 
 def job_of(run_id: UUID, *, uid: str = "a uid") -> AttemptJob:
@@ -75,6 +77,28 @@ async def test_an_attempt_that_went_another_way_is_not_the_jobs(engine: AsyncEng
         [found] = await attempt_jobs.read_unsettled(connection)
     assert (found.status, found.is_waiting) == (RunStatus.RUNNING, False)
     assert (found.has_begun, found.under_way, found.deadline) == (False, None, None)
+
+
+async def test_a_pod_is_awaited_since_its_job_was_noted_or_since_its_attempt_passed_the_gate(
+    engine: AsyncEngine, queue: Any, database: Any
+) -> None:
+    database.set_clock(NOON, speed=0)
+    run = await queue()
+    async with transaction(engine) as connection:
+        await attempt_jobs.keep(connection, jobs=[job_of(run.id)])
+        [noted] = await attempt_jobs.read_unsettled(connection)
+        await run_transitions.start(
+            connection,
+            nonces={run.id: uuid4()},
+            epoch=1,
+            location="a-job",
+            execution=Execution.POD,
+            now=NOON + timedelta(hours=1),
+            lease=timedelta(0),
+            is_observed=True,
+        )
+        [let_in] = await attempt_jobs.read_unsettled(connection)
+    assert (noted.awaited_since, let_in.awaited_since) == (NOON, NOON + timedelta(hours=1))
 
 
 async def test_the_log_that_was_kept_of_a_pod_stays_when_there_is_no_other(

@@ -68,10 +68,44 @@ def test_stopping_twice_is_stopping_once(directory: Path) -> None:
 def test_a_second_server_on_the_same_data_is_refused(directory: Path) -> None:
     with EmbeddedPostgresql(directory / "data") as first:
         second = EmbeddedPostgresql(directory / "data")
-        with pytest.raises(EmbeddedPostgresqlError, match=r"postmaster\.pid"):
+        with pytest.raises(EmbeddedPostgresqlError, match="Another PostgreSQL runs"):
             second.start()
         second.stop()
         assert ask(first, "SELECT 1") == 1
+
+
+def test_a_server_that_somebody_else_started_on_the_data_is_not_overrun(directory: Path) -> None:
+    with EmbeddedPostgresql(directory / "data") as first:
+        # As of a PostgreSQL that was started by hand, which knows nothing of our lock.
+        (directory / "data" / "server.lock").unlink()
+        second = EmbeddedPostgresql(directory / "data")
+        with pytest.raises(EmbeddedPostgresqlError, match=r"postmaster\.pid"):
+            second.start()
+        assert ask(first, "SELECT 1") == 1
+
+
+def test_the_data_stays_locked_until_the_last_process_of_a_server_has_ended(directory: Path) -> None:
+    first = EmbeddedPostgresql(directory / "data")
+    first.start()
+    assert first._lock is not None
+    first._lock.close()
+    second = EmbeddedPostgresql(directory / "data")
+    with pytest.raises(EmbeddedPostgresqlError, match="Another PostgreSQL runs"):
+        second.start()
+    first.stop()
+    with second:
+        assert ask(second, "SELECT 1") == 1
+
+
+def test_a_stale_lock_file_and_a_folder_that_was_opened_to_a_group_are_mended(directory: Path) -> None:
+    with EmbeddedPostgresql(directory / "data") as server:
+        lock_file = (directory / "data" / "postmaster.pid").read_text()
+    _, *rest = lock_file.splitlines(keepends=True)
+    # Somebody else's process by now: our own.
+    (directory / "data" / "postmaster.pid").write_text("".join([f"{os.getpid()}\n", *rest]))
+    (directory / "data").chmod(0o2770)
+    with server:
+        assert ask(server, "SELECT 1") == 1
 
 
 def test_starting_twice_without_a_stop_is_refused_and_harms_nothing(directory: Path) -> None:

@@ -16,11 +16,13 @@ from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.types import TypeEngine
 
 from cronplane_core.database import connection_string
+from cronplane_core.schema_revision import REVISION
 from cronplane_core.tables import SCHEMA, EntrypointName, TransactionId, metadata
 from cronplane_migrations.migrate import Migration, MigrationError, alembic_config, migrate
 
 SERVICE_ROLE = "cronplane_service"
 TABLES = sorted(table.name for table in metadata.tables.values())
+READ_ONLY = {"alembic_version", "schema_compatibility"}
 ROWS = {
     "0001": """
         INSERT INTO scheduler.organizations (id, name) VALUES ('00000000-0000-0000-0000-000000000001', 'acme');
@@ -79,6 +81,7 @@ ROWS["0007"] = ROWS["0006"] + (
     "UPDATE scheduler.cron_jobs SET source = 'kubernetes', source_uid = 'a uid', source_generation = 1,"
     " source_namespace = 'acme', source_name = id::text, source_scope = 'a scope';"
 )
+ROWS["0008"] = ROWS["0007"]
 
 
 FORBIDDEN = [
@@ -107,6 +110,7 @@ FORBIDDEN = [
     f"INSERT INTO {SCHEMA}.alembic_version VALUES ('mine')",
     f"UPDATE {SCHEMA}.alembic_version SET version_num = 'mine'",
     f"DELETE FROM {SCHEMA}.alembic_version",
+    f"UPDATE {SCHEMA}.schema_compatibility SET oldest_code_revision = '0001'",
     "CREATE SCHEMA mine",
     "CREATE TABLE public.mine ()",
     "CREATE ROLE mine",
@@ -292,10 +296,26 @@ def test_a_migration_that_fails_leaves_nothing(empty: Any, obstacle: str, entrie
     assert empty.execute("SELECT 1 FROM pg_roles WHERE rolname = 'a_role_that_is_never_made'") == []
 
 
-def test_a_database_that_is_ahead_is_left_alone(empty: Any) -> None:
+def test_this_version_knows_which_revision_it_brings() -> None:
+    assert revisions()[-1] == REVISION
+
+
+def test_a_newer_schema_that_this_version_may_serve_with_is_left_as_it_is(empty: Any) -> None:
     upgrade(empty)
-    empty.execute("UPDATE scheduler.alembic_version SET version_num = 'ahead'")
-    with pytest.raises(MigrationError, match=r"'ahead'.*install the newer"):
+    empty.execute("UPDATE scheduler.alembic_version SET version_num = '9999'")
+    before = catalog(empty)
+    left = upgrade(empty, entries=("another_entry",))
+    assert (left.revision_before, left.revision, left.added_entries) == ("9999", "9999", ("another_entry",))
+    assert left.notice is not None
+    assert "compatible" in left.notice
+    assert catalog(empty) == before
+
+
+def test_a_newer_schema_that_this_version_may_not_serve_with_is_refused(empty: Any) -> None:
+    upgrade(empty)
+    empty.execute("UPDATE scheduler.alembic_version SET version_num = '9999'")
+    empty.execute("UPDATE scheduler.schema_compatibility SET oldest_code_revision = '9998'")
+    with pytest.raises(MigrationError, match=r"9999.*9998.*install a newer"):
         upgrade(empty, entries=("another_entry",))
     assert empty.execute("SELECT unnest(enum_range(NULL::scheduler.entrypoint))::text") == [("an_entry",)]
 
@@ -337,8 +357,8 @@ def test_the_services_role_reads_and_writes_rows(database: Any) -> None:
     with psycopg.connect(connection_string(database.url)) as connection:
         granted = connection.execute(
             """SELECT table_name, count(*), max(is_grantable) FROM information_schema.role_table_grants
-               WHERE grantee = %s AND table_schema = %s AND table_name <> 'alembic_version'
+               WHERE grantee = %s AND table_schema = %s AND table_name <> ALL (%s)
                  AND privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE') GROUP BY 1 ORDER BY 1""",
-            (SERVICE_ROLE, SCHEMA),
+            (SERVICE_ROLE, SCHEMA, list(READ_ONLY)),
         ).fetchall()
-    assert granted == [(table, 4, "NO") for table in TABLES]
+    assert granted == [(table, 4, "NO") for table in TABLES if table not in READ_ONLY]

@@ -104,6 +104,16 @@ def test_no_organization_and_no_payload_is_in_a_job() -> None:
     assert str(ATTEMPT.organization_id) not in written
 
 
+def test_a_pod_says_whose_entrys_it_is_where_a_label_may_say_so() -> None:
+    def label(entrypoint: str) -> str | None:
+        made = job(replace(ATTEMPT, entrypoint=entrypoint), place=PLACE, settings=SETTINGS, profile=PodProfile())
+        labels: dict[str, str] = made["spec"]["template"]["metadata"]["labels"]
+        return labels.get("crons.cronplane.dev/entrypoint")
+
+    assert label("http_request") == "http_request"
+    assert label("ends_in_") is None
+
+
 # Containers of a payload
 
 CONTAINER = PodContainer(

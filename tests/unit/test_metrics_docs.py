@@ -9,7 +9,9 @@ from cronplane_api.http_metrics import HttpMetrics
 from cronplane_core.metrics import ProcessMetrics
 from cronplane_operator.runner_metrics import RunnerMetrics
 
-GUIDE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+GUIDE = (DOCS / "metrics.md").read_text(encoding="utf-8")
+RUNBOOK = (DOCS / "runbook.md").read_text(encoding="utf-8")
 ROW = re.compile(r"^\| `(\w+)` \| (\w+) \| ([\w, ]*?) ?\| (both|API|runner) \| \S.*\|$", re.MULTILINE)
 
 
@@ -51,6 +53,7 @@ def test_the_table_tells_of_all_that_the_api_serves() -> None:
 
 def test_the_alarms_ask_for_metrics_that_there_are() -> None:
     known = {name for name, *_ in documented("both", "API", "runner")}
-    asked = set(re.findall(r"(?:cronplane|process)_\w+", GUIDE.partition("```yaml")[2].partition("```")[0]))
+    expressions = re.findall(r"^```promql\n(.*?)```", RUNBOOK, re.MULTILINE | re.DOTALL)
+    asked = {name for each in expressions for name in re.findall(r"(?:cronplane|process)_\w+", each)}
     assert asked
     assert {name.removesuffix("_bucket") for name in asked} <= known
