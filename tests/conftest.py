@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 from uuid import UUID, uuid4
 
 import psycopg
@@ -26,12 +26,14 @@ from pydantic import SecretStr
 from sqlalchemy import URL, event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from cronplane_core import run_repository
 from cronplane_core.account_repository import Grace, find_violations
 from cronplane_core.cron_repository import Cron, Definition, NewCron, Policy, insert_crons
 from cronplane_core.database import connection_string, create_engine, parse_url, transaction
 from cronplane_core.embedded_postgresql import EmbeddedPostgresql
 from cronplane_core.lease import LeaseState
 from cronplane_core.organization_repository import Organization, create_organization
+from cronplane_core.run_repository import Run
 from cronplane_core.run_states import Decision, RunState
 from cronplane_core.run_transitions import FinishedRun, NewRun, StartedAttempt
 from cronplane_core.settings import RunnerSettings
@@ -49,7 +51,7 @@ DISTRIBUTIONS = Path(__file__).parent / "distributions"
 PROGRAMS = Path(__file__).parent / "programs"
 SERVICE_ROLE = "cronplane_service"
 # Only so that a test that would hang fails instead; nothing is measured by it.
-HANG_GUARD = 30.0
+HANG_GUARD = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,6 +243,60 @@ def add_many(database: Database, add_cron: AddCron) -> AddMany:
         return [cron_id for (cron_id,) in rows]
 
     return add
+
+
+Queue = Callable[..., Awaitable[Run]]
+
+
+@pytest.fixture
+def queue(engine: AsyncEngine, add_cron: AddCron) -> Queue:
+    """Queue a run by hand."""
+
+    async def queue(entrypoint: str, payload: dict[str, Any], **others: Any) -> Run:
+        cron = await add_cron(entrypoint=entrypoint, payload=payload, enabled=False, **others)
+        async with transaction(engine) as connection:
+            return await run_repository.insert_manual_run(
+                connection, cron=cron, created_by="test", execution_payload=None
+            )
+
+    return queue
+
+
+class End(NamedTuple):
+    """How a run of an entry ends, wherever it runs."""
+
+    entrypoint: str
+    payload: dict[str, Any]
+    status: str
+    reason: str
+
+
+ENDS = [
+    End("no_op", {}, "completed", "Completed"),
+    End("no_op_async", {}, "completed", "Completed"),
+    End("print_much", {}, "completed", "Completed"),
+    End("fail", {"text": "it did not work"}, "error", "ExecutorFailed"),
+    End("refuse_to_run", {}, "error", "ValidatorFailed"),
+    End("return_value", {"text": "nan"}, "error", "ResultInvalid"),
+    End("exit_hard", {}, "error", "WorkerExited"),
+    End("segfault", {}, "error", "WorkerCrashed"),
+    End("raise_exit", {}, "error", "ExecutorExited"),
+    End("cancel_itself", {}, "error", "ExecutorCancelled"),
+    End("no_op", {"unknown": 1}, "error", "PayloadInvalid"),
+]
+
+
+@pytest.fixture(params=ENDS, ids=lambda end: f"{end.entrypoint}-{end.reason}")
+def end(request: pytest.FixtureRequest) -> End:
+    """Each of the ends that are the same in a pod and in the runner."""
+    chosen: End = request.param
+    return chosen
+
+
+@pytest.fixture
+def ends() -> list[End]:
+    """All of them at once."""
+    return ENDS
 
 
 class Journal(RunRecorder):
@@ -437,6 +493,12 @@ class Lines:
 
     def close(self) -> None:
         self._reader.join()
+
+
+@pytest.fixture
+def make_lines() -> Callable[[IO[str]], Lines]:
+    """Read what a program says that a test has started by itself."""
+    return Lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

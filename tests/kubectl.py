@@ -20,8 +20,21 @@ class Kubectl:
 
     def __call__(self, *arguments: str, given: str | None = None) -> str:
         """Call it with these arguments; gives what it says."""
-        done = subprocess.run(self.command(*arguments), input=given, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            self.command(*arguments),
+            input=given,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=2 * self.patience,
+        )
         assert done.returncode == 0, f"kubectl {shlex.join(arguments)}: {done.stderr}"
+        return done.stdout
+
+    def ask(self, *arguments: str) -> str:
+        """Ask what is answered by the exit code, too."""
+        done = subprocess.run(self.command(*arguments), capture_output=True, text=True, check=False)
+        assert not done.stderr, f"kubectl {shlex.join(arguments)}: {done.stderr}"
         return done.stdout
 
     def command(self, *arguments: str) -> list[str]:
@@ -33,6 +46,6 @@ class Kubectl:
         """Get objects as they are stored."""
         return json.loads(self("get", *arguments, "--output=json"))
 
-    def wait(self, condition: str, *arguments: str) -> None:
+    def wait(self, condition: str, *arguments: str, seconds: int | None = None) -> None:
         """Wait until something is so, by the server's word."""
-        self("wait", f"--for={condition}", f"--timeout={self.patience}s", *arguments)
+        self("wait", f"--for={condition}", f"--timeout={seconds or self.patience}s", *arguments)

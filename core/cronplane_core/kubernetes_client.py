@@ -209,8 +209,10 @@ class KubernetesClient:
     ) -> Body:
         async with self._request(method, path, query, body, content_type) as answer:
             await _raise_for(answer)
-            found: Body = orjson.loads(await answer.read())
-            return found
+            found = _object(await answer.read())
+        if not found:
+            raise KubernetesUnavailableError("Kubernetes' API answers with something that is not of Kubernetes")
+        return found
 
     @asynccontextmanager
     async def _request(
@@ -238,7 +240,7 @@ async def _raise_for(answer: aiohttp.ClientResponse) -> None:
     """Raise what an answer means, if that is not success (Kubernetes' API conventions, "Response Status Kind")."""
     if answer.status < HTTPStatus.BAD_REQUEST:
         return
-    told = _status(await answer.read())
+    told = _object(await answer.read())
     message = f"Kubernetes answered {answer.status}: {told.get('message') or answer.reason}"
     reason = str(told.get("reason") or "")
     if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR or answer.status == HTTPStatus.TOO_MANY_REQUESTS:
@@ -252,7 +254,8 @@ async def _raise_for(answer: aiohttp.ClientResponse) -> None:
     raise kind(message, status=answer.status, reason=reason)
 
 
-def _status(body: bytes) -> Body:
+def _object(body: bytes) -> Body:
+    """Read an object; it is empty if this is none, such as the page of a proxy on the way."""
     try:
         told = orjson.loads(body)
     except orjson.JSONDecodeError:

@@ -12,9 +12,11 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from cronplane_core import attempt_job_repository as attempt_jobs
+from cronplane_core import failpoints
 from cronplane_core import lease as leases
 from cronplane_core.attempt_job_repository import AttemptJob, UnlaunchedAttempt
 from cronplane_core.database import DatabaseUnavailableError, transaction
+from cronplane_core.failpoints import Failpoint
 from cronplane_core.kubernetes_client import (
     JOBS,
     Body,
@@ -32,6 +34,7 @@ from cronplane_operator.image_entries import ImageEntries, RefusedBody
 from cronplane_operator.job_manifest import JobPlace, image_job, is_job_of, job, job_name, service_account
 from cronplane_operator.leader_extension import TermContext
 from cronplane_operator.pod_attempt_record import PodAttemptRecord
+from cronplane_operator.pod_outcome import is_quota, without_usage
 
 # Seconds between two looks at the table, if nobody tells.
 _LOOK_PAUSE = 1.0
@@ -183,7 +186,7 @@ class JobLauncher:
     async def _make(self, attempt: UnlaunchedAttempt, body: Body) -> Body | None:
         """Give the attempt's Job, made now or before; None if one of its name is another's, or still going away."""
         try:
-            return await self._client.create(JOBS, body, namespace=self._place.namespace)
+            return await self._create(body)
         except ResourceConflictError:
             name = job_name(attempt.run_id, attempt.number)
             found = await self._client.get(JOBS, name=name, namespace=self._place.namespace)
@@ -193,6 +196,12 @@ class JobLauncher:
             return found
         await self._attempts.end_unbegun(attempt.run_id, attempt.number, _conflict(name, self._place.namespace))
         return None
+
+    async def _create(self, body: Body) -> Body:
+        failpoints.reach(Failpoint.JOB_CREATE)
+        made = await self._client.create(JOBS, body, namespace=self._place.namespace)
+        failpoints.reach(Failpoint.JOB_CREATED)
+        return made
 
     def _put_off(self, error: KubernetesUnavailableError) -> None:
         """Let all launching rest, for as long as Kubernetes says, or longer each time."""
@@ -204,9 +213,9 @@ class JobLauncher:
         self._state.trouble = str(error)
 
     async def _refuse(self, attempt: UnlaunchedAttempt, error: KubernetesRefusedError, *, now: datetime) -> None:
-        reason = "Quota" if "exceeded quota" in str(error) else "JobRefused"
-        message = f"Kubernetes takes no Job for it at the moment. {error}"
-        self._state.trouble = message
+        reason = "Quota" if is_quota(str(error)) else "JobRefused"
+        told = "Kubernetes takes no Job for it at the moment. {}"
+        self._state.trouble, message = told.format(error), told.format(without_usage(str(error)))
         if now >= attempt.since + (attempt.catchup_window or DEFAULT_CATCHUP_WINDOW):
             await self._give_up(attempt, reason=reason, message=message)
             return

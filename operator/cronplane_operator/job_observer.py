@@ -8,6 +8,7 @@ payload's tells nothing: it is let in from here, and ended when it is to end.
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -16,6 +17,7 @@ from cronplane_core import lease as leases
 from cronplane_core.attempt_job_repository import UnsettledJob
 from cronplane_core.database import DatabaseUnavailableError, transaction
 from cronplane_core.kubernetes_client import (
+    EVENTS,
     JOBS,
     PODS,
     Body,
@@ -43,6 +45,7 @@ from cronplane_operator.job_manifest import (
 )
 from cronplane_operator.leader_extension import TermContext
 from cronplane_operator.pod_attempt_record import PodAttemptRecord
+from cronplane_operator.pod_outcome import Obstacle
 
 MAXIMUM_LOG_BYTES = 64 * 1024
 _JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
@@ -65,6 +68,23 @@ _JOB_DELETED = EndedAttempt(
     reason="JobDeleted",
     message="Somebody deleted the Job while its attempt was under way; how far it got is not known.",
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sight:
+    """What shows why attempts do not begin: pods that are not over, by their Jobs' names, and refusals, by UIDs."""
+
+    alive: Mapping[str, Sequence[Body]]
+    refused: Mapping[str, str]
+
+    def pods(self, known: UnsettledJob) -> Sequence[Body]:
+        return self.alive.get(known.job.name, [])
+
+    def obstacle(self, known: UnsettledJob) -> Obstacle:
+        return pod_outcome.obstacle(self.pods(known), refused=self.refused.get(known.job.uid))
+
+
+_NOTHING_SEEN = _Sight(alive={}, refused={})
 
 
 class JobObserver:
@@ -120,9 +140,9 @@ class JobObserver:
         selector = f"{INSTALLATION_LABEL}={self._place.installation},{SETTLED_LABEL}!=true"
         listed = await self._client.list_all(JOBS, namespace=self._place.namespace, selector=selector)
         jobs = {body["metadata"]["uid"]: body for body in listed}
-        is_held_up = any(self._is_held_up(each, jobs.get(each.job.uid)) for each in known)
-        alive = await self._pods_alive() if is_held_up else {}
-        await self._in_turn([self._look_at(each, jobs.get(each.job.uid), alive) for each in known])
+        held_up = [each for each in known if self._is_held_up(each, jobs.get(each.job.uid))]
+        sight = await self._sight(held_up) if held_up else _NOTHING_SEEN
+        await self._in_turn([self._look_at(each, jobs.get(each.job.uid), sight) for each in known])
         noted = {each.job.uid for each in known}
         await self._leave_none_over([body for body in listed if body["metadata"]["uid"] not in noted])
         return len(listed)
@@ -139,7 +159,7 @@ class JobObserver:
             if failure is not None:
                 raise failure
 
-    async def _look_at(self, known: UnsettledJob, body: Body | None, alive: Mapping[str, Sequence[Body]]) -> None:
+    async def _look_at(self, known: UnsettledJob, body: Body | None, sight: _Sight) -> None:
         if body is None:
             await self._gone(known)
         elif pod_outcome.is_finished(body):
@@ -149,11 +169,11 @@ class JobObserver:
                 await self._settle(known, await self._pods(known))
                 await self._delete(known.job.name, known.job.uid)
         elif made_mark(body) is not None:
-            await self._look_at_image(known, body, alive.get(known.job.name, []))
+            await self._look_at_image(known, body, sight)
         elif self._is_held_up(known, body):
-            await self._held_up(known, alive.get(known.job.name, []))
+            await self._held_up(known, sight)
 
-    async def _look_at_image(self, known: UnsettledJob, body: Body, alive: Sequence[Body]) -> None:
+    async def _look_at_image(self, known: UnsettledJob, body: Body, sight: _Sight) -> None:
         """Bring on an attempt whose body is a container: in at its gate, and out when it is to end."""
         if known.is_waiting:
             await self._gate.let_in(known, body, now=self._now)
@@ -166,8 +186,8 @@ class JobObserver:
         elif pod_outcome.is_running(body):
             if known.reason != _STARTED:
                 await self._attempts.note_begun(known.job.run_id, known.job.number)
-        elif self._is_held_up(known, body) and not pod_outcome.has_begun(alive):
-            await self._held_up(known, alive)
+        elif self._is_held_up(known, body) and not pod_outcome.has_begun(sight.pods(known)):
+            await self._held_up(known, sight)
 
     async def _take_away(self, known: UnsettledJob) -> None:
         """Have a container told to end (SIGTERM), then killed; its Job is gone when it is, and so ends the attempt."""
@@ -204,9 +224,9 @@ class JobObserver:
         has_yet_to_begin = known.is_waiting or (known.under_way is not None and _is_podless_image(body))
         return has_yet_to_begin and self._now - known.awaited_since >= _HELD_UP
 
-    async def _held_up(self, known: UnsettledJob, pods: Sequence[Body]) -> None:
+    async def _held_up(self, known: UnsettledJob, sight: _Sight) -> None:
         """Say what keeps an attempt from beginning, or end it if that has gone on for too long."""
-        found = pod_outcome.obstacle(pods)
+        pods, found = sight.pods(known), sight.obstacle(known)
         if self._now - known.awaited_since < self._settings.pod_start_timeout:
             if found.reason != known.reason:
                 run_id, number = known.job.run_id, known.job.number
@@ -229,8 +249,18 @@ class JobObserver:
             return True
         return known.ended_at is not None and self._now - known.ended_at > _LEAVE
 
+    async def _sight(self, held_up: Sequence[UnsettledJob]) -> _Sight:
+        """See why attempts do not begin, in two requests at most, however many there are."""
+        alive = await self._pods_alive()
+        is_podless = any(each.job.name not in alive for each in held_up)
+        return _Sight(alive=alive, refused=pod_outcome.refusals(await self._refused_pods()) if is_podless else {})
+
+    async def _refused_pods(self) -> list[Body]:
+        fields = f"involvedObject.kind=Job,reason={pod_outcome.POD_REFUSED}"
+        return await self._client.list_all(EVENTS, namespace=self._place.namespace, fields=fields)
+
     async def _pods_alive(self) -> dict[str, list[Body]]:
-        """Give the pods that are not over by the names of their Jobs, in one request however many are held up."""
+        """Give the pods that are not over by the names of their Jobs."""
         found: dict[str, list[Body]] = {}
         for pod in await self._client.list_all(
             PODS,

@@ -15,6 +15,8 @@ from uuid import UUID, uuid4
 import aiohttp
 import orjson
 
+from cronplane_core import failpoints
+from cronplane_core.failpoints import Failpoint
 from cronplane_core.kubernetes_client import Body
 from cronplane_entries.entry_settings import EntrySettings
 from cronplane_operator.errors import RunnerError
@@ -64,7 +66,10 @@ class AttemptApi:
 
     async def start(self) -> Body:
         """Pass the gate."""
-        return await self._post("start", {"location": self._place.location[:200]})
+        failpoints.reach(Failpoint.ATTEMPT_START)
+        started = await self._post("start", {"location": self._place.location[:200]})
+        failpoints.reach(Failpoint.ATTEMPT_STARTED)
+        return started
 
     async def beat(self) -> Body:
         """Say that the attempt goes on."""
@@ -84,7 +89,10 @@ class AttemptApi:
             told["result"] = orjson.loads(outcome.result_json)
         if outcome.error is not None:
             told["error"] = orjson.loads(orjson.dumps(outcome.error))
-        return await self._post("finish", told)
+        failpoints.reach(Failpoint.ATTEMPT_FINISH)
+        finished = await self._post("finish", told)
+        failpoints.reach(Failpoint.ATTEMPT_FINISHED)
+        return finished
 
     async def _post(self, what: str, body: Body) -> Body:
         url = f"{self._place.api_url.rstrip('/')}/runs/{self._place.run_id}/attempts/{self._place.number}/{what}"

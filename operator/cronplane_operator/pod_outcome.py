@@ -18,6 +18,8 @@ _CONFIGURATION_TROUBLE = frozenset({"CreateContainerConfigError", "CreateContain
 # A process that was killed by a signal ends with 128 and its number.
 _KILLED = 137
 _LONGEST = 1000
+# The Events in which the Job controller tells of a pod that it could not make. No condition of the Job does.
+POD_REFUSED = "FailedCreate"
 
 
 class ExitCode(enum.IntEnum):
@@ -40,8 +42,11 @@ class Obstacle(NamedTuple):
     message: str
 
 
-def obstacle(pods: Sequence[Body]) -> Obstacle:
-    """Say what keeps the pods of a Job from beginning their attempt, as far as it shows."""
+def obstacle(pods: Sequence[Body], *, refused: str | None = None) -> Obstacle:
+    """Say what keeps the pods of a Job from beginning their attempt, as far as it shows.
+
+    `refused` is why Kubernetes last made no pod for the Job, if an Event says so.
+    """
     for pod in pods:
         for waiting in _waiting(pod):
             if waiting.get("reason") in _IMAGE_TROUBLE:
@@ -51,12 +56,28 @@ def obstacle(pods: Sequence[Body]) -> Obstacle:
         condition = _condition(pod, "PodScheduled")
         if condition.get("status") == "False":
             return Obstacle("Unschedulable", _sentence("No node takes the pod", condition.get("message")))
-    if not pods:
-        return Obstacle(
-            "PodNotMade",
-            "Kubernetes has made no pod for the Job; `kubectl describe job` tells why, such as a quota of pods.",
-        )
-    return Obstacle("PodNotStarted", "The pod has not begun the attempt yet.")
+    if pods:
+        return Obstacle("PodNotStarted", "The pod has not begun the attempt yet.")
+    if refused is not None:
+        reason = "Quota" if is_quota(refused) else "PodRefused"
+        return Obstacle(reason, _sentence("Kubernetes makes no pod for the Job at the moment", without_usage(refused)))
+    return Obstacle("PodNotMade", "Kubernetes has made no pod for the Job yet.")
+
+
+def is_quota(refusal: str) -> bool:
+    """Say whether it is a quota because of which Kubernetes refuses something (its admission plugin ResourceQuota)."""
+    return "exceeded quota" in refusal
+
+
+def without_usage(refusal: str) -> str:
+    """Give a refusal without how much of a quota all organizations use: none is to infer that of another."""
+    return refusal.partition(", requested: ")[0] if is_quota(refusal) else refusal
+
+
+def refusals(events: Sequence[Body]) -> dict[str, str]:
+    """Give why Kubernetes last made no pod, by the UID of the Job, from Events of the reason `POD_REFUSED`."""
+    in_turn = sorted(events, key=lambda event: str(event.get("lastTimestamp") or ""))
+    return {event["involvedObject"]["uid"]: str(event.get("message") or "") for event in in_turn}
 
 
 def is_finished(job: Body) -> bool:

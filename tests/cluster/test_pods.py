@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -93,21 +93,40 @@ async def test_an_image_that_cannot_be_pulled_is_told_while_it_waits_and_ends_th
     kubectl.wait("delete", "jobs", "--all", "--namespace", installation.runs)
 
 
-async def test_a_job_that_a_quota_refuses_is_made_when_there_is_room(
+async def test_a_job_that_a_quota_refuses_is_made_when_there_is_room_unless_the_window_has_passed(
     *, add_printing: Any, database: Any, start_with_pods: Any, until: Any, see: Any, kubectl: Any, installation: Any
 ) -> None:
     here = ("--namespace", installation.runs)
     kubectl("create", "quota", "none", "--hard=count/jobs.batch=0", *here)
     kubectl.wait(r"jsonpath={.status.hard.count/jobs\.batch}=0", "quota/none", *here)
     await add_printing("waiting")
+    await add_printing("given-up", catchup_window=timedelta(seconds=15))
     start_with_pods()
     database.set_clock(DUE)
     await until(IS_QUEUED, ["Quota"])
+    see("given-up", result="missed", reason="Quota")
     runner = (f"runner/{installation.name}", "--namespace", installation.namespace)
     kubectl.wait("jsonpath={.status.conditions[?(@.type=='Degraded')].reason}=JobsNotLaunched", *runner)
     kubectl("delete", "quota", "none", *here)
     see("waiting", result="completed", reason="Completed")
     kubectl.wait("condition=Degraded=false", *runner)
+    assert set(database.execute(RUN)) == {("completed", "Completed", 1), ("missed", "Quota", 0)}
+
+
+async def test_a_run_says_so_when_a_quota_allows_its_job_no_pod(
+    *, add_printing: Any, database: Any, start_with_pods: Any, until: Any, see: Any, kubectl: Any, installation: Any
+) -> None:
+    here = ("--namespace", installation.runs)
+    kubectl("create", "quota", "none", "--hard=pods=0", *here)
+    kubectl.wait("jsonpath={.status.hard.pods}=0", "quota/none", *here)
+    await add_printing("waiting")
+    start_with_pods()
+    database.set_clock(DUE)
+    await until(IS_QUEUED, ["Quota"])
+    [(message,)] = database.execute("SELECT message FROM scheduler.cron_runs")
+    assert message.endswith("exceeded quota: none")
+    kubectl("delete", "quota", "none", *here)
+    see("waiting", result="completed", reason="Completed")
     assert database.execute(RUN) == [("completed", "Completed", 1)]
 
 

@@ -1,6 +1,7 @@
 """Whose token is taken for an attempt's, by a real API server: that of the pod which the noted Job controls."""
 
 import json
+from copy import copy
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -36,6 +37,12 @@ class Gate:
         async with transaction(self.engine) as connection:
             await attempt_job_repository.keep(connection, jobs=[job])
 
+    def elsewhere(self, namespace: str) -> "Gate":
+        """Give what makes Jobs and tokens in another namespace, for the same gate."""
+        gate = copy(self)
+        gate.here = ("--namespace", namespace)
+        return gate
+
     def make_job(self, name: str, *, account: str) -> tuple[str, str]:
         """Make a Job whose pod never runs; gives the Job's UID and the pod's name."""
         self._create({"apiVersion": "batch/v1", "kind": "Job"}, name, {"template": {"spec": self._pod(account)}})
@@ -49,8 +56,8 @@ class Gate:
         self._create({"apiVersion": "v1", "kind": "Pod"}, name, self._pod(account))
 
     def _create(self, kind: dict[str, str], name: str, spec: dict[str, Any]) -> None:
-        body = {**kind, "metadata": {"name": name, "namespace": self.installation.runs}, "spec": spec}
-        self.kubectl("create", "--filename", "-", given=json.dumps(body))
+        body = {**kind, "metadata": {"name": name}, "spec": spec}
+        self.kubectl("create", "--filename", "-", *self.here, given=json.dumps(body))
 
     def _pod(self, account: str) -> dict[str, Any]:
         security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "runAsNonRoot": True}
@@ -106,6 +113,19 @@ async def test_only_the_pod_that_the_noted_job_controls_is_the_attempt(gate: Any
     }
     assert {whose: await gate.ask(token) for whose, token in refused.items()} == dict.fromkeys(refused, 401)
     assert await gate.ask(right) == 200
+
+
+async def test_a_pod_in_a_tenants_namespace_with_an_account_of_the_same_name_is_refused(
+    gate: Any, installation: Any, kubectl: Any
+) -> None:
+    account = f"{installation.name}-run"
+    uid, _ = gate.make_job("attempt", account=account)
+    await gate.note(uid)
+    tenants = gate.elsewhere(installation.tenant)
+    kubectl("create", "serviceaccount", account, *tenants.here)
+    # Of the name, the Job's name and the labels that the right one has.
+    _, pod = tenants.make_job("attempt", account=account)
+    assert await gate.ask(tenants.token_of_pod(pod, account, AUDIENCE)) == 401
 
 
 async def test_the_token_of_a_deleted_pod_is_worthless(gate: Any, installation: Any, kubectl: Any) -> None:

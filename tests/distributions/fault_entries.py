@@ -2,18 +2,26 @@
 
 The environment tells: `CRONPLANE_TEST_FAILPOINT` is `<name> <hit> <action>`. The name is a failpoint's, or `*` for any.
 The hit is the number of the time that it is reached (1 is the first), or a probability such as 0.05 by the generator
-that `CRONPLANE_TEST_SEED` seeds. The action is `kill`, `kill-runner` (from a worker), `stop`, or `break`, which raises
-what a broken connection does. Before it kills, it writes the name and the action to the file `CRONPLANE_TEST_KILLS`.
+that `CRONPLANE_TEST_SEED` seeds. The action is `kill`, `kill-runner` (from a worker), `stop`, `exit`, which ends the
+process at once where nothing in its own namespace may kill it (pid_namespaces(7)), or `break`, which raises what a
+broken connection does. Before it kills, it writes the name and the action to the file `CRONPLANE_TEST_KILLS`. In a pod,
+orders for its attempts may follow one another, with semicolons between them; the last one is that of all further ones.
+
+The ledger is a file, or the address of a server that keeps one.
 """
 
+import asyncio
 import os
 import random
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 from cronplane_core import failpoints
@@ -23,7 +31,10 @@ MID_BODY = "mid-body"
 
 
 class Work(BaseUserPayload):
-    """Where the ledger is, and what the body does: waits for a pipe's other end, takes its time, fails at first."""
+    """Where the ledger is, and what the body does: waits for a pipe's other end, takes its time, fails at first.
+
+    The pipe may be an address; then the body waits for the answer.
+    """
 
     ledger: str
     pipe: str = ""
@@ -49,22 +60,43 @@ def validate(payload: LedgerPayload, **_: object) -> None:
 def work(payload: LedgerPayload, *, context: ExecutionContext, **_: object) -> None:
     """Have an effect, between the lines that say that the body was entered and that the effect is done."""
     write_line(payload.ledger, f"entered {context.run.id} {context.attempt} {uuid4()}")
-    if payload.pipe:
-        Path(payload.pipe).read_bytes()
-    time.sleep(payload.seconds)
+    try:
+        _wait_at(payload.pipe)
+        time.sleep(payload.seconds)
+    except asyncio.CancelledError:
+        write_line(payload.ledger, f"cancelled {context.run.id} {context.attempt} {uuid4()}")
+        raise
     failpoints.reach(MID_BODY)
     write_line(payload.ledger, f"effect {context.run.id} {context.attempt} {uuid4()}")
     if context.attempt <= payload.failing_attempts:
         raise RuntimeError("this attempt was to fail")
 
 
+def _wait_at(pipe: str) -> None:
+    if pipe.startswith("http:"):
+        _ask("GET", pipe)
+    elif pipe:
+        Path(pipe).read_bytes()
+
+
 def write_line(path: str, line: str) -> None:
     """Append a line at once, so that those of several processes do not mix (write(2), O_APPEND)."""
+    if path.startswith("http:"):
+        _ask("POST", path, f"{line}\n")
+        return
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(descriptor, f"{line}\n".encode())
     finally:
         os.close(descriptor)
+
+
+def _ask(method: str, address: str, body: str | None = None) -> None:
+    """Send a request, and wait for its answer for as long as it takes."""
+    where = urlsplit(address)
+    with closing(HTTPConnection(where.netloc)) as connection:
+        connection.request(method, where.path, body)
+        connection.getresponse().read()
 
 
 keep_ledger = CronEntrySpec(
@@ -114,7 +146,8 @@ def discrepancies(lines: Iterable[LedgerLine], outcomes: Outcomes) -> Iterator[s
     """Hold the ledger against the outcome of every recorded attempt (None: open) of the entry."""
     entered, effects = Counter[tuple[UUID, int]](), Counter[tuple[UUID, int]]()
     for line in lines:
-        (entered if line.what == "entered" else effects)[line.run_id, line.attempt] += 1
+        if line.what != "cancelled":
+            (entered if line.what == "entered" else effects)[line.run_id, line.attempt] += 1
     for attempt, count in entered.items():
         if attempt not in outcomes:
             yield f"the body of an attempt that is not recorded was entered: {attempt}"
@@ -151,6 +184,11 @@ def _kill_runner(name: str) -> None:
     signal.pause()
 
 
+def _exit(name: str) -> None:
+    _note(f"{name} exit")
+    os._exit(128 + signal.SIGKILL)
+
+
 def _stop(name: str) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
@@ -164,7 +202,13 @@ def _note(line: str) -> None:
         write_line(path, line)
 
 
-_ACTIONS: dict[str, Action] = {"kill": _kill, "kill-runner": _kill_runner, "stop": _stop, "break": _break}
+_ACTIONS: dict[str, Action] = {
+    "kill": _kill,
+    "kill-runner": _kill_runner,
+    "exit": _exit,
+    "stop": _stop,
+    "break": _break,
+}
 
 
 def armed(order: str, *, seed: str) -> Action:
@@ -184,5 +228,13 @@ def armed(order: str, *, seed: str) -> Action:
     return handle
 
 
-if ORDER := os.environ.get("CRONPLANE_TEST_FAILPOINT"):
+def order_of(orders: str, *, attempt: int) -> str:
+    """Give the order that is an attempt's (from 1)."""
+    each = orders.split(";")
+    return each[min(attempt, len(each)) - 1].strip()
+
+
+if ORDER := order_of(
+    os.environ.get("CRONPLANE_TEST_FAILPOINT", ""), attempt=int(os.environ.get("CRONPLANE_ATTEMPT", "1"))
+):
     failpoints.install(armed(ORDER, seed=os.environ.get("CRONPLANE_TEST_SEED", "0")))

@@ -9,43 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cronplane_core import run_repository
-from cronplane_core.cron_repository import Cron
-from cronplane_core.database import transaction
 from cronplane_core.run_repository import Run
 from cronplane_core.signed_tokens import Purpose, TokenClaims, parse_token_keys
 
 HANG_GUARD = 60.0
 IS_OVER = "SELECT finished_at IS NOT NULL FROM scheduler.cron_runs"
-ENDS = [
-    ("no_op", {}, "completed", "Completed"),
-    ("no_op_async", {}, "completed", "Completed"),
-    ("print_much", {}, "completed", "Completed"),
-    ("fail", {"text": "it did not work"}, "error", "ExecutorFailed"),
-    ("refuse_to_run", {}, "error", "ValidatorFailed"),
-    ("return_value", {"text": "nan"}, "error", "ResultInvalid"),
-    ("exit_hard", {}, "error", "WorkerExited"),
-    ("segfault", {}, "error", "WorkerCrashed"),
-    ("raise_exit", {}, "error", "ExecutorExited"),
-    ("cancel_itself", {}, "error", "ExecutorCancelled"),
-    ("no_op", {"unknown": 1}, "error", "PayloadInvalid"),
-]
-
-
-@pytest.fixture
-def queue(engine: AsyncEngine, add_cron: Any) -> Callable[..., Any]:
-    """Queue a run by hand."""
-
-    async def queue(entrypoint: str, payload: dict[str, Any], **policy: Any) -> Run:
-        cron: Cron = await add_cron(entrypoint=entrypoint, payload=payload, enabled=False, **policy)
-        async with transaction(engine) as connection:
-            return await run_repository.insert_manual_run(
-                connection, cron=cron, created_by="test", execution_payload=None
-            )
-
-    return queue
 
 
 @pytest.fixture
@@ -114,32 +83,20 @@ async def test_settings_of_another_entry_whose_secret_is_not_here_keep_nothing_f
     assert run_of(database) == ("completed", "Completed", 1)
 
 
-@pytest.mark.parametrize(("entrypoint", "payload", "status", "reason"), ENDS)
-async def test_an_entry_ends_alike_in_a_pod(
-    *, queue: Any, start_attempt: Any, database: Any, entrypoint: str, payload: dict[str, Any], status: str, reason: str
-) -> None:
-    attempt = start_attempt(await queue(entrypoint, payload))
-    assert await exit_code(attempt) == (0 if status == "completed" else 1)
-    assert run_of(database) == (status, reason, 1)
+async def test_an_entry_ends_alike_in_a_pod(*, queue: Any, start_attempt: Any, database: Any, end: Any) -> None:
+    attempt = start_attempt(await queue(end.entrypoint, end.payload))
+    assert await exit_code(attempt) == (0 if end.status == "completed" else 1)
+    assert run_of(database) == (end.status, end.reason, 1)
     assert database.execute("SELECT execution, location FROM scheduler.cron_attempts") == [("pod", "a-pod")]
 
 
-@pytest.mark.parametrize(("entrypoint", "payload", "status", "reason"), ENDS)
 async def test_an_entry_ends_alike_in_the_runner(
-    *,
-    queue: Any,
-    start_process: Any,
-    database: Any,
-    until: Any,
-    entrypoint: str,
-    payload: dict[str, Any],
-    status: str,
-    reason: str,
+    *, queue: Any, start_process: Any, database: Any, until: Any, end: Any
 ) -> None:
-    await queue(entrypoint, payload)
+    await queue(end.entrypoint, end.payload)
     start_process("runner")
     await until(IS_OVER)
-    assert run_of(database) == (status, reason, 1)
+    assert run_of(database) == (end.status, end.reason, 1)
 
 
 @pytest.mark.parametrize("entrypoint", ["wait_for_cancellation", "await_cancellation"])

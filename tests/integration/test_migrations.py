@@ -81,7 +81,7 @@ ROWS["0007"] = ROWS["0006"] + (
     "UPDATE scheduler.cron_jobs SET source = 'kubernetes', source_uid = 'a uid', source_generation = 1,"
     " source_namespace = 'acme', source_name = id::text, source_scope = 'a scope';"
 )
-ROWS["0009"] = ROWS["0007"]
+ROWS["0008"] = ROWS["0007"]
 
 
 FORBIDDEN = [

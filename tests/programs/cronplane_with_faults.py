@@ -9,7 +9,7 @@ import os
 import time
 from typing import Self
 
-_FOR_WORKERS = ("CRONPLANE_TEST_FAILPOINT", "CRONPLANE_TEST_KILLS", "CRONPLANE_TEST_SEED")
+_FOR_WORKERS = ("CRONPLANE_ATTEMPT", "CRONPLANE_TEST_FAILPOINT", "CRONPLANE_TEST_KILLS", "CRONPLANE_TEST_SEED")
 _right_time = time.time
 _RightDatetime = dt.datetime
 

@@ -40,6 +40,39 @@ def test_what_keeps_a_pod_from_its_attempt_is_named(pods: list[dict[str, Any]], 
     assert pod_outcome.obstacle(pods).reason == reason
 
 
+@pytest.mark.parametrize(
+    ("refusal", "reason", "told"),
+    [
+        # What all organizations use together is not for one of them to know.
+        (
+            'pods "a" is forbidden: exceeded quota: small, requested: pods=1, used: pods=57, limited: pods=57',
+            "Quota",
+            'pods "a" is forbidden: exceeded quota: small',
+        ),
+        ("admission webhook said no, requested: more", "PodRefused", "admission webhook said no, requested: more"),
+    ],
+)
+def test_why_kubernetes_makes_no_pod_is_named_and_told(refusal: str, reason: str, told: str) -> None:
+    found = pod_outcome.obstacle([], refused=refusal)
+    assert found == (reason, f"Kubernetes makes no pod for the Job at the moment: {told}")
+
+
+def test_a_pod_that_is_there_counts_for_more_than_one_that_was_not_made() -> None:
+    assert pod_outcome.obstacle([waiting("ErrImagePull")], refused="exceeded quota").reason == "ImagePull"
+
+
+def test_the_last_refusal_of_each_job_counts() -> None:
+    def event(uid: str, at: str | None, message: str) -> dict[str, Any]:
+        return {"involvedObject": {"uid": uid}, "lastTimestamp": at, "message": message}
+
+    events = [
+        event("one", "2026-06-01T12:00:02Z", "last"),
+        event("one", "2026-06-01T12:00:01Z", "first"),
+        event("another", None, "alone"),
+    ]
+    assert pod_outcome.refusals(events) == {"one": "last", "another": "alone"}
+
+
 def test_what_kubernetes_says_is_in_the_message() -> None:
     found = pod_outcome.obstacle([pod(**condition("PodScheduled", "False", message="0/1 nodes are available"))])
     assert found.message == "No node takes the pod: 0/1 nodes are available"

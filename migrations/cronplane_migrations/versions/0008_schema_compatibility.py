@@ -3,7 +3,7 @@
 from alembic import op
 from sqlalchemy import text
 
-revision = "0009"
+revision = "0008"
 down_revision = "0007"
 
 STATEMENTS = (
