@@ -138,6 +138,15 @@ _ABANDONED = text(
     """
 )
 _AMONG = text("SELECT uid FROM scheduler.cron_mirrors WHERE uid = ANY(CAST(:uids AS text[]))")
+_SHOWN_AT = text(
+    """
+    WITH place AS (SELECT * FROM unnest(CAST(:namespaces AS text[]), CAST(:names AS text[])) AS place (namespace, name))
+    SELECT cron_id FROM scheduler.cron_mirrors JOIN place USING (namespace, name)
+    UNION
+    SELECT id FROM scheduler.cron_jobs JOIN place ON source_namespace = namespace AND source_name = place.name
+    WHERE deleted_at IS NULL AND source = 'kubernetes'
+    """
+)
 _MOVE = text("UPDATE scheduler.cron_mirrors SET name = :name, uid = NULL WHERE cron_id = :cron_id")
 _GIVE_UP = text("DELETE FROM scheduler.cron_mirrors WHERE cron_id = :cron_id")
 
@@ -177,6 +186,14 @@ async def move_place(connection: AsyncConnection, *, cron_id: UUID, name: str) -
 async def read_mirrors_among(connection: AsyncConnection, *, uids: Collection[str]) -> set[str]:
     """Give those of these UIDs that are mirrors of crons."""
     return set(await connection.scalars(_AMONG, {"uids": arrays.texts(uids)})) if uids else set()
+
+
+async def read_shown_at(connection: AsyncConnection, *, places: Collection[tuple[str, str]]) -> set[UUID]:
+    """Name the crons that resources at these places (namespace, name) mirror or define."""
+    if not places:
+        return set()
+    namespaces, names = (arrays.texts(part) for part in zip(*places, strict=True))
+    return set(await connection.scalars(_SHOWN_AT, {"namespaces": namespaces, "names": names}))
 
 
 async def read_abandoned(connection: AsyncConnection) -> dict[UUID, MirrorPlace]:

@@ -29,7 +29,6 @@ from cronplane_core.kubernetes_client import (
 from cronplane_core.settings import KubernetesSettings
 from cronplane_core.tables import ACTIVE_STATUSES, CronSource
 from cronplane_operator.cron_mirror_plan import (
-    CRON_ID_LABEL,
     MIRROR_RESTORED,
     MIRROR_REVERTED,
     MirrorWrite,
@@ -94,6 +93,8 @@ class CronMirror:
         self._refusals = refusals
         self._pacer = WritePacer(per_second=settings.mirror_writes_per_second)
         self._dirty: set[UUID] = set()
+        # Where resources are of which something has become.
+        self._seen: set[tuple[str, str]] = set()
         # Those of which something is bound to change soon, without anybody telling.
         self._unsettled: set[UUID] = set()
         self._seen_until = 0
@@ -114,19 +115,12 @@ class CronMirror:
     def resource_seen(self, event: str | None, body: Body) -> None:
         """Learn what a Cron resource is, or that it is gone (`DELETED`)."""
         if self._resources.seen(event, body):
-            self.touched(self._meant(body))
+            self._seen.add((body["metadata"]["namespace"], body["metadata"]["name"]))
+            self._wake.set()
 
     def refused(self) -> None:
         """Learn that other resources are refused than before."""
         self._wake.set()
-
-    def _meant(self, body: Body) -> list[UUID]:
-        """Name the cron that a resource's label names: a hint what to look at, since anybody may edit it."""
-        try:
-            return [UUID(body["metadata"]["labels"][CRON_ID_LABEL])]
-        except (KeyError, ValueError):
-            self._is_all_dirty = True
-            return []
 
     def loops(self, term: TermContext) -> Sequence[Coroutine[None, None, None]]:
         """Mirror until the term ends."""
@@ -160,31 +154,33 @@ class CronMirror:
         if isinstance(error, ResourceNotFoundError):
             self.state.trouble = "the definition of Cron is missing (`cronplane crd` prints it), or a namespace is"
             self.state.trouble_reason = "ResourceDefinitionMissing"
-        self._is_all_dirty = True
+        # What was refused may be so because the resources are others than those that are known here.
+        self._is_all_dirty = self._is_list_due = True
         self._wake.set()
 
     async def _compare(self, term: TermContext) -> None:
         if self._is_list_due:
             await self._resources.list()
             self._is_list_due = False
-        dirty = self._dirty | self._unsettled
-        self._dirty, self._unsettled = set(), set()
+        dirty, seen = self._dirty | self._unsettled, self._seen
+        self._dirty, self._unsettled, self._seen = set(), set(), set()
         async with transaction(term.engine) as connection:
             seen_until = await job_state_repository.snapshot(connection)
             dirty.update(await job_state_repository.read_changed(connection, since=self._seen_until))
+            dirty.update(await mirrors.read_shown_at(connection, places=seen))
             await self._organizations.read(connection)
         if self._is_all_dirty:
             self._is_all_dirty = False
-            await self._remove_abandoned(term)
-            await self._compare_all(term)
+            refusals = await self._remove_abandoned(term)
+            refusals += await self._compare_all(term)
         else:
-            await self._compare_some(term, dirty)
-        await self._tell_refused(term)
+            refusals = await self._compare_some(term, dirty)
+        refusals += await self._tell_refused(term)
         self._seen_until = seen_until
-        for refusal in self._resources.unlisted.values():
+        for refusal in (*refusals, *self._resources.unlisted.values()):
             raise refusal
 
-    async def _compare_all(self, term: TermContext) -> None:
+    async def _compare_all(self, term: TermContext) -> list[KubernetesRefusedError]:
         after, refusals = _NO_ID, list[KubernetesRefusedError]()
         while True:
             async with transaction(term.engine) as connection:
@@ -194,17 +190,14 @@ class CronMirror:
                 break
             refusals += await self._write_all(term, crons, now)
             after = crons[-1].id
-        for refusal in refusals:
-            raise refusal
+        return refusals
 
-    async def _compare_some(self, term: TermContext, cron_ids: Collection[UUID]) -> None:
+    async def _compare_some(self, term: TermContext, cron_ids: Collection[UUID]) -> list[KubernetesRefusedError]:
         async with transaction(term.engine) as connection:
             now = await leases.check(connection, lease=term.lease)
             crons = await mirrors.read_by_id(connection, cron_ids=list(cron_ids))
-        if len(crons) < len(cron_ids):
-            await self._remove_abandoned(term)
-        for refusal in await self._write_all(term, crons, now):
-            raise refusal
+        refusals = await self._remove_abandoned(term) if len(crons) < len(cron_ids) else []
+        return refusals + await self._write_all(term, crons, now)
 
     async def _write_all(
         self, term: TermContext, crons: Collection[ShownCron], now: datetime
@@ -227,7 +220,7 @@ class CronMirror:
             async with asyncio.TaskGroup() as group:
                 for cron in crons:
                     group.create_task(write(cron))
-        except* KubernetesUnavailableError as errors:
+        except* (KubernetesUnavailableError, DatabaseUnavailableError) as errors:
             raise errors.exceptions[0] from errors
         return refusals
 
@@ -247,20 +240,30 @@ class CronMirror:
         else:
             self._unsettled.add(cron.id)
 
-    async def _tell_refused(self, term: TermContext) -> None:
+    async def _tell_refused(self, term: TermContext) -> list[KubernetesRefusedError]:
         """Write the status of resources that were refused, and for which there is no cron."""
         refusals, by_uid = self._refusals(), self._resources.by_uid()
-        refused = [(each, by_uid[uid]) for uid, each in refusals.items() if uid in by_uid]
+        refused = {uid: (each, by_uid[uid]) for uid, each in refusals.items() if uid in by_uid}
         if not refused:
-            return
+            return []
         async with transaction(term.engine) as connection:
             now = await leases.check(connection, lease=term.lease)
-            registered = {cron.resource.uid: cron.id for cron in await cron_source_repository.read_all(connection)}
+            crons = await cron_source_repository.read_all(connection)
+        registered = {cron.resource.uid: cron.id for cron in crons if cron.resource.uid in refused}
+        self._unsettled.update(registered.values())
+        return await self._write_refused([each for uid, each in refused.items() if uid not in registered], now)
+
+    async def _write_refused(
+        self, refused: Collection[tuple[Refusal, Body]], now: datetime
+    ) -> list[KubernetesRefusedError]:
+        """Write statuses; gives what Kubernetes refused, since one that it does not take keeps no other back."""
+        refusals: list[KubernetesRefusedError] = []
         for refusal, body in refused:
-            if (cron_id := registered.get(body["metadata"]["uid"])) is not None:
-                self._unsettled.add(cron_id)
-            else:
+            try:
                 await self._write_status(plan_refused_status(refusal, body, now=now), body, now)
+            except KubernetesRefusedError as error:
+                refusals.append(error)
+        return refusals
 
     async def _mirror(self, term: TermContext, cron: ShownCron, now: datetime) -> None:
         place = await self._place(term, cron)
@@ -336,25 +339,36 @@ class CronMirror:
         body = {
             "apiVersion": actual["apiVersion"],
             "kind": actual["kind"],
-            "metadata": {"name": metadata["name"], "namespace": metadata["namespace"]},
+            "metadata": {name: metadata[name] for name in ("name", "namespace", "resourceVersion")},
             "status": status,
         }
         await self._pacer.wait()
-        applied = await self._client.apply(CRONS, body, namespace=metadata["namespace"], subresource="status")
+        try:
+            applied = await self._client.apply(CRONS, body, namespace=metadata["namespace"], subresource="status")
+        except (ResourceConflictError, ResourceNotFoundError):
+            # It is another one by now, or gone: who changed it tells, or else the next list.
+            return
         self._resources.written(applied)
         self.state.written += 1
         for remark in remarks_on(actual.get("status", {}), status):
             await self._events.tell(applied, remark, now=now)
 
-    async def _remove_abandoned(self, term: TermContext) -> None:
+    async def _remove_abandoned(self, term: TermContext) -> list[KubernetesRefusedError]:
+        """Delete the mirrors of crons that were deleted; gives what Kubernetes refused, which stays to be deleted."""
         async with transaction(term.engine) as connection:
             await leases.check(connection, lease=term.lease)
             abandoned = await mirrors.read_abandoned(connection)
+        refusals: list[KubernetesRefusedError] = []
         for cron_id, place in abandoned.items():
-            await self._remove(cron_id, place)
+            try:
+                await self._remove(cron_id, place)
+            except KubernetesRefusedError as error:
+                refusals.append(error)
+                continue
             async with transaction(term.engine) as connection:
                 await leases.check(connection, lease=term.lease)
                 await mirrors.give_place_up(connection, cron_id=cron_id)
+        return refusals
 
     async def _remove(self, cron_id: UUID, place: MirrorPlace) -> None:
         """Delete a mirror, and no resource of its name that is somebody else's."""
@@ -367,4 +381,4 @@ class CronMirror:
         await self._pacer.wait()
         with suppress(ResourceNotFoundError, ResourceConflictError):
             await self._client.delete(CRONS, name=place.name, namespace=place.namespace, uid=uid)
-        self._resources.removed(namespace=place.namespace, name=place.name)
+        self._resources.removed(namespace=place.namespace, name=place.name, uid=uid)

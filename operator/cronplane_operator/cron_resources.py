@@ -3,19 +3,24 @@
 Those who compare them with the table share this memory; nothing here says which of them is whose.
 """
 
+import asyncio
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 
 from cronplane_core.kubernetes_client import (
     CRONS,
     NAMESPACES,
+    RESOURCE_DEFINITIONS,
     Body,
     KubernetesClient,
     KubernetesRefusedError,
+    KubernetesUnavailableError,
+    ResourceKind,
     ResourceNotFoundError,
 )
 from cronplane_operator.leader_extension import ChangeSignal
 
+CRON_DEFINITION = f"{CRONS.plural}.{CRONS.group}"
 _METADATA = frozenset({"generation", "labels", "name", "namespace", "resourceVersion", "uid"})
 _PARTS = frozenset({"apiVersion", "kind", "spec", "status"})
 _Key = tuple[str, str]
@@ -31,6 +36,10 @@ class CronResources:
     def __init__(self, *, client: KubernetesClient, namespaces: Collection[str]) -> None:
         self._client = client
         self._bodies: dict[_Key, Body] = {}
+        self._listing = asyncio.Lock()
+        # What was learned since the last list was asked for, which may be older than that when it comes.
+        self._news: set[_Key] = set()
+        self._gone: set[str] = set()
         self.namespaces = sorted(set(namespaces))
         self.changed = ChangeSignal()
         self.lists = 0
@@ -44,54 +53,86 @@ class CronResources:
             KubernetesUnavailableError: not all could be had, and what was known stays.
 
         """
+        async with self._listing:
+            self._news, self._gone = set(), set()
+            try:
+                found, unlisted = await self._ask()
+            except ResourceNotFoundError as error:
+                if await self._is_there(RESOURCE_DEFINITIONS, CRON_DEFINITION):
+                    raise KubernetesUnavailableError(
+                        f"Kubernetes has the definition {CRON_DEFINITION} and serves no Crons of version "
+                        f"{CRONS.version}; see its conditions and versions"
+                    ) from error
+                self._take_in([], unlisted={})
+                raise
+            kept = [body for (namespace, _), body in self._bodies.items() if namespace in unlisted]
+            self._take_in([*found, *kept], unlisted=unlisted)
+
+    async def _ask(self) -> tuple[Collection[Body], Mapping[str, KubernetesRefusedError]]:
+        """Give what there is, and the namespaces that could not be looked into."""
         found: list[Body] = []
         unlisted: dict[str, KubernetesRefusedError] = {}
         for namespace in self.namespaces:
             try:
                 found += await self._client.list_all(CRONS, namespace=namespace)
             except ResourceNotFoundError:
-                self._take_in([], unlisted={})
                 raise
             except KubernetesRefusedError as error:
                 # With a namespace goes the right to look into it.
-                if await self._is_there(namespace):
+                if await self._is_there(NAMESPACES, namespace):
                     unlisted[namespace] = error
-        kept = [body for (namespace, _), body in self._bodies.items() if namespace in unlisted]
-        self._take_in([*found, *kept], unlisted=unlisted)
+        return found, unlisted
 
-    async def _is_there(self, namespace: str) -> bool:
+    async def _is_there(self, kind: ResourceKind, name: str) -> bool:
         with suppress(ResourceNotFoundError):
-            await self._client.get(NAMESPACES, name=namespace)
+            await self._client.get(kind, name=name)
             return True
         return False
 
     def _take_in(self, found: Collection[Body], *, unlisted: Mapping[str, KubernetesRefusedError]) -> None:
-        self._bodies = {_key(body): _kept(body) for body in found}
+        """Keep what was found, and of what was learned meanwhile what is newer."""
+        listed = {_key(body): _kept(body) for body in found if body["metadata"]["uid"] not in self._gone}
+        news = {key: self._bodies[key] for key in self._news & self._bodies.keys()}
+        self._bodies = listed | {key: body for key, body in news.items() if _is_newer(body, listed.get(key))}
         self.unlisted = unlisted
         self.lists += 1
         self.changed.set()
 
     def seen(self, event: str | None, body: Body) -> bool:
-        """Learn what a resource is, or that it is gone (`DELETED`); tells whether that was news."""
+        """Learn what a resource is, or that it is gone (`DELETED`); tells whether that was news.
+
+        Jobs are watched in a namespace that may be nobody's here, and with them the Crons that somebody puts there.
+        """
+        if body["metadata"]["namespace"] not in self.namespaces:
+            return False
         known = self._bodies.get(_key(body))
         if event == "DELETED":
+            self._gone.add(body["metadata"]["uid"])
             if known is None or known["metadata"]["uid"] != body["metadata"]["uid"]:
                 return False
             del self._bodies[_key(body)]
         elif _is_newer(body, known):
-            self._bodies[_key(body)] = _kept(body)
+            self._keep(body)
         else:
             return False
         self.changed.set()
         return True
 
     def written(self, body: Body) -> None:
-        """Take in what became of a resource by our own hand, which is news to nobody."""
-        self._bodies[_key(body)] = _kept(body)
+        """Take in what became of a resource by our own hand, which is news to nobody, unless it is known by now."""
+        if _is_newer(body, self._bodies.get(_key(body))):
+            self._keep(body)
 
-    def removed(self, *, namespace: str, name: str) -> None:
-        """Take in that a resource is gone by our own hand."""
-        self._bodies.pop((namespace, name), None)
+    def _keep(self, body: Body) -> None:
+        self._bodies[_key(body)] = _kept(body)
+        self._news.add(_key(body))
+
+    def removed(self, *, namespace: str, name: str, uid: str) -> None:
+        """Take in that a resource is gone by our own hand; another one of its name stays."""
+        self._gone.add(uid)
+        known = self._bodies.get((namespace, name))
+        if known is not None and known["metadata"]["uid"] == uid:
+            del self._bodies[namespace, name]
 
     def at(self, *, namespace: str, name: str) -> Body | None:
         """Give the resource of a name, or None."""
@@ -121,6 +162,7 @@ def _kept(body: Body) -> Body:
 
 
 def _is_newer(body: Body, known: Body | None) -> bool:
-    if known is None or known["metadata"]["uid"] != body["metadata"]["uid"]:
+    """Compare their versions, which go on from a resource to the one in its place (of one kind, they are one clock)."""
+    if known is None:
         return True
     return int(body["metadata"]["resourceVersion"]) > int(known["metadata"]["resourceVersion"])

@@ -39,6 +39,7 @@ from cronplane_operator.resource_registration_plan import Registering
 # A condition's message has room for 32 KiB (meta/v1 Condition), and a person reads less.
 _MOST_TOLD = 20
 _LONGEST_POINTER = 300
+_LONGEST_TOLD = 1000
 
 
 class ResourceRegistrar:
@@ -142,14 +143,19 @@ def read_draft(body: Body) -> CronDraft:
 def _in_words(error: Exception) -> tuple[RefusalReason, str]:
     match error:
         case RegistrationError():
-            told = [f"{each.pointer[:_LONGEST_POINTER]}: {each.message}" for each in error.errors[:_MOST_TOLD]]
-            return RefusalReason.INVALID_SPEC, f"The cron is refused as it is. {'; '.join(told)}"
+            told = "; ".join(map(_told, error.errors[:_MOST_TOLD]))
+            return RefusalReason.INVALID_SPEC, f"The cron is refused as it is. {told}"
         case EntryNotGrantedError():
             return RefusalReason.NOT_GRANTED, f"{error}; ask the administrator"
         case QuotaExceededError():
             return RefusalReason.QUOTA_EXCEEDED, str(error)
         case _:
             return RefusalReason.NAME_TAKEN, str(error)
+
+
+def _told(error: FieldError) -> str:
+    """Say what is wrong, in the words of an entry that may be as long as its author liked."""
+    return f"{error.pointer[:_LONGEST_POINTER]}: {error.message[:_LONGEST_TOLD]}"
 
 
 def _actor(resource: DefiningResource) -> User:

@@ -8,8 +8,9 @@ resource, with definition and namespace still the same.
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from uuid import UUID
 
 from cronplane_core import cron_mirror_repository, cron_source_repository
 from cronplane_core import lease as leases
@@ -27,7 +28,7 @@ from cronplane_core.kubernetes_client import (
 from cronplane_core.settings import KubernetesSettings
 from cronplane_entries.registration import Registrar
 from cronplane_operator.cron_mirror_plan import Refusal, RefusalReason
-from cronplane_operator.cron_resources import CronResources, is_registration
+from cronplane_operator.cron_resources import CRON_DEFINITION, CronResources
 from cronplane_operator.event_waits import any_set_or_elapsed
 from cronplane_operator.leader_extension import TermContext
 from cronplane_operator.namespace_organizations import NamespaceOrganizations
@@ -38,10 +39,10 @@ from cronplane_operator.resource_registration_plan import (
     RegistrationPlan,
     digest,
     plan,
+    strangers,
 )
 
 CONFIRMATION = "crons.cronplane.dev/confirm-deletions"
-_DEFINITION = f"crons.{RUNNERS.group}"
 # Seconds. What was refused may be taken by now, and what nobody told of is found.
 _COMPARISON_INTERVAL = 60.0
 # What comes within this many seconds is registered together.
@@ -85,6 +86,7 @@ class ResourceRegistration:
         self._registrar = registrar
         self._scopes: dict[str, str] = {}
         self._absences: dict[str, int] = {}
+        self._held: set[UUID] = set()
         self._lists = 0
         self._is_list_due = True
         self._list_again_at = 0.0
@@ -104,7 +106,9 @@ class ResourceRegistration:
 
     async def _keep_registering(self, term: TermContext) -> None:
         registrar = ResourceRegistrar(term=term, registrar=self._registrar)
-        self._is_list_due, self._absences = True, {}
+        self._is_list_due, self._absences, self._held = True, {}, set()
+        # What an earlier term has refused may be registered by now, or be another's to judge.
+        self.state.refusals = {}
         backoff = _GATHER
         while True:
             self._wake.clear()
@@ -169,7 +173,7 @@ class ResourceRegistration:
 
     async def _read_scopes(self) -> dict[str, str]:
         """Name with what the resources of each namespace would go: their definition, and the namespace itself."""
-        definition = await self._lasting(RESOURCE_DEFINITIONS, _DEFINITION)
+        definition = await self._lasting(RESOURCE_DEFINITIONS, CRON_DEFINITION)
         if definition is None:
             return {}
         found = {name: await self._lasting(NAMESPACES, name) for name in self._resources.namespaces}
@@ -183,13 +187,13 @@ class ResourceRegistration:
         return None
 
     async def _decide(self, term: TermContext, crons: Collection[ResourceCron]) -> RegistrationPlan:
-        known = {cron.resource.uid for cron in crons}
-        new = [uid for uid, body in self._resources.by_uid().items() if is_registration(body) and uid not in known]
         async with transaction(term.engine) as connection:
-            mirrors = await cron_mirror_repository.read_mirrors_among(connection, uids=new)
+            uids = strangers(self._resources, crons)
+            mirrors = await cron_mirror_repository.read_mirrors_among(connection, uids=uids)
         decided = self._decided(crons, mirrors, confirmed=None)
         if decided.held and (confirmed := await self._confirmation()) is not None:
             decided = self._decided(crons, mirrors, confirmed=confirmed)
+        self._held = {cron.id for cron in decided.held}
         return decided
 
     def _decided(
@@ -200,8 +204,10 @@ class ResourceRegistration:
             crons=crons,
             mirrors=mirrors,
             organizations=self._organizations.found,
+            mapped=self._settings.namespaces,
             scopes=self._scopes,
             absences=self._absences,
+            held=self._held,
             confirmed=confirmed,
         )
 
@@ -237,14 +243,27 @@ class ResourceRegistration:
     ) -> dict[str, Refusal]:
         """Register what there is to register; what was refused as it is now is tried only `again`."""
         refusals: dict[str, Refusal] = {}
+        full: dict[UUID, Refusal] = {}
         room = asyncio.Semaphore(_AT_ONCE)
+
+        async def judge(each: Registering) -> Refusal | None:
+            organization_id, generation = each.organization.id, each.resource.generation
+            if each.cron is None and organization_id in full:
+                # Each would have all crons of the organization counted, to be told the same.
+                return replace(full[organization_id], generation=generation)
+            refusal = await registrar.register(each, now=now)
+            if refusal is not None and refusal.reason is RefusalReason.QUOTA_EXCEEDED:
+                full[organization_id] = refusal
+            return refusal
 
         async def register(each: Registering) -> None:
             uid = str(each.resource.uid)
             refusal = None if again else self.state.refusals.get(uid)
             if refusal is None or refusal.generation != each.resource.generation:
                 async with room:
-                    refusal = await registrar.register(each, now=now)
+                    # What is refused at once never waits, and thousands of those would hold up whatever is due.
+                    await asyncio.sleep(0)
+                    refusal = await judge(each)
             if refusal is not None:
                 refusals[uid] = refusal
 

@@ -15,6 +15,7 @@ from cronplane_core.cron_repository import DefiningResource
 from cronplane_core.cron_source_repository import ResourceCron
 from cronplane_core.kubernetes_client import Body
 from cronplane_core.organization_repository import Organization
+from cronplane_operator.cron_mirror_plan import RefusalReason
 from cronplane_operator.cron_resources import is_registration
 
 # Complete lists that a resource has to be missing from until it is gone.
@@ -55,33 +56,47 @@ def plan(
     crons: Collection[ResourceCron],
     mirrors: Collection[str],
     organizations: Mapping[str, Organization],
+    mapped: Collection[str],
     scopes: Mapping[str, str],
     absences: Mapping[str, int],
+    held: Collection[UUID],
     confirmed: str | None,
 ) -> RegistrationPlan:
     """Compare the resources with the crons that resources define.
 
-    `mirrors` are the UIDs of resources that mirror crons of the API, `scopes` those of the namespaces that are there,
-    `absences` says from how many complete lists in a row a UID was missing, and `confirmed` is the digest of crons that
-    may be deleted though they are many.
+    `mirrors` are the UIDs of resources that mirror crons of the API, `mapped` the namespaces of the settings,
+    `organizations` those of them that there are, and `scopes` those of the namespaces that are there. `absences` says
+    from how many complete lists in a row a UID was missing, `held` which crons were held the last time, and `confirmed`
+    is the digest of crons that may be deleted though they are many.
     """
     present = {body["metadata"]["uid"]: body for body in resources}
+    places = {_place(body) for uid, body in present.items() if uid not in mirrors}
     strays = {cron.id for cron in crons if _is_of_another(cron, organizations)}
-    gone = [cron for cron in _gone(crons, present, absences) if cron.id not in strays]
-    disabled = [cron for cron in gone if scopes.get(cron.resource.namespace) != cron.resource.scope]
-    lost = [cron for cron in crons if cron.id in strays] + [cron for cron in gone if cron not in disabled]
-    held = _held(lost, crons, confirmed=confirmed)
-    known = {(cron.resource.namespace, cron.resource.name): cron for cron in crons}
+    cut_off = [cron for cron in crons if cron.resource.uid is not None and cron.resource.namespace not in mapped]
+    apart = strays | {cron.id for cron in cut_off}
+    gone = [cron for cron in _gone(crons, places, absences) if cron.id not in apart]
+    disabled = cut_off + [cron for cron in gone if not _is_scope_there(cron, scopes)]
+    lost = [cron for cron in crons if cron.id in strays] + [cron for cron in gone if _is_scope_there(cron, scopes)]
+    kept = _held(lost, crons, before=held, confirmed=confirmed)
+    known = {_place_of(cron): cron for cron in crons}
     asked = [body for body in present.values() if _asks(body, known.get(_place(body)), mirrors=mirrors, strays=strays)]
     found = [each for body in asked if (each := _registering(body, known, organizations, scopes)) is not None]
     return RegistrationPlan(
         register=tuple(each for each in found if not _is_as_registered(each)),
-        delete=tuple(cron for cron in lost if cron not in held),
+        delete=tuple(cron for cron in lost if cron.id not in kept),
         disable=tuple(disabled),
         moved=tuple(each for each in found if _is_as_registered(each) and _has_moved(each)),
-        held=tuple(held),
-        unmapped=tuple(body for body in asked if body["metadata"]["namespace"] not in organizations),
+        held=tuple(cron for cron in lost if cron.id in kept),
+        unmapped=tuple(body for body in asked if _is_unmapped(body, known, organizations)),
     )
+
+
+def strangers(resources: Iterable[Body], crons: Collection[ResourceCron]) -> list[str]:
+    """Name the resources, by their UIDs, that would ask to be registered unless they are mirrors."""
+    known = {cron.resource.uid for cron in crons}
+    places = {_place_of(cron) for cron in crons}
+    unknown = [body for body in resources if body["metadata"]["uid"] not in known]
+    return [body["metadata"]["uid"] for body in unknown if is_registration(body) or _place(body) in places]
 
 
 def digest(crons: Iterable[ResourceCron]) -> str:
@@ -91,17 +106,22 @@ def digest(crons: Iterable[ResourceCron]) -> str:
 
 
 def _gone(
-    crons: Collection[ResourceCron], present: Mapping[str, Body], absences: Mapping[str, int]
+    crons: Collection[ResourceCron], places: Collection[tuple[str, str]], absences: Mapping[str, int]
 ) -> list[ResourceCron]:
     """Give the crons whose resources are gone; of a namespace that is still losing some, none yet.
 
-    Who deletes many deletes them one after the other, and only together do they show as many.
+    Who deletes many deletes them one after the other, and only together do they show as many. A resource in the place
+    of one that is gone has its cron, also while it is refused.
     """
-    missing = [cron for cron in crons if cron.resource.uid is not None and cron.resource.uid not in present]
+    missing = [cron for cron in crons if cron.resource.uid is not None and _place_of(cron) not in places]
     losing = {
         cron.resource.namespace for cron in missing if absences.get(cron.resource.uid or "", 0) < LISTS_UNTIL_GONE
     }
     return [cron for cron in missing if cron.resource.namespace not in losing]
+
+
+def _is_scope_there(cron: ResourceCron, scopes: Mapping[str, str]) -> bool:
+    return scopes.get(cron.resource.namespace) == cron.resource.scope
 
 
 def _is_of_another(cron: ResourceCron, organizations: Mapping[str, Organization]) -> bool:
@@ -111,14 +131,21 @@ def _is_of_another(cron: ResourceCron, organizations: Mapping[str, Organization]
 
 
 def _held(
-    lost: Collection[ResourceCron], crons: Collection[ResourceCron], *, confirmed: str | None
-) -> list[ResourceCron]:
-    """Give the crons that lost their resources together with too many others of their namespace."""
+    lost: Collection[ResourceCron],
+    crons: Collection[ResourceCron],
+    *,
+    before: Collection[UUID],
+    confirmed: str | None,
+) -> set[UUID]:
+    """Give the crons that lost their resources together with too many others of their namespace.
+
+    While the others get theirs back, one by one, what is left of them is not taken for an intention.
+    """
     counts = Counter(cron.resource.namespace for cron in lost)
     all_of = Counter(cron.resource.namespace for cron in crons if cron.resource.uid is not None)
     many = {name for name, count in counts.items() if count > _MANY and 2 * count > all_of[name]}
-    held = [cron for cron in lost if cron.resource.namespace in many]
-    return [] if digest(held) == confirmed else held
+    held = [cron for cron in lost if cron.resource.namespace in many or cron.id in before]
+    return set() if digest(held) == confirmed else {cron.id for cron in held}
 
 
 def _asks(body: Body, cron: ResourceCron | None, *, mirrors: Collection[str], strays: Collection[UUID]) -> bool:
@@ -148,6 +175,15 @@ def _registering(
     return Registering(body=body, resource=resource, organization=organization, cron=known.get(_place(body)))
 
 
+def _is_unmapped(
+    body: Body, known: Mapping[tuple[str, str], ResourceCron], organizations: Mapping[str, Organization]
+) -> bool:
+    """Say whether nobody registers a resource; another installation may, and has told so then."""
+    told = [each["reason"] for each in body.get("status", {}).get("conditions", []) if each["type"] == "Ready"]
+    is_anothers = bool(told) and told != [RefusalReason.NAMESPACE_NOT_MAPPED] and _place(body) not in known
+    return body["metadata"]["namespace"] not in organizations and not is_anothers
+
+
 def _is_as_registered(registering: Registering) -> bool:
     if registering.cron is None:
         return False
@@ -161,3 +197,7 @@ def _has_moved(registering: Registering) -> bool:
 
 def _place(body: Body) -> tuple[str, str]:
     return body["metadata"]["namespace"], body["metadata"]["name"]
+
+
+def _place_of(cron: ResourceCron) -> tuple[str, str]:
+    return cron.resource.namespace, cron.resource.name

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from time import process_time
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -13,7 +14,7 @@ from cronplane_core.cron_repository import DefiningResource
 from cronplane_core.cron_source_repository import ResourceCron
 from cronplane_core.organization_repository import Organization
 from cronplane_core.tables import OrganizationState
-from cronplane_operator.resource_registration_plan import RegistrationPlan, digest, plan
+from cronplane_operator.resource_registration_plan import RegistrationPlan, digest, plan, strangers
 
 SCOPE = "definition-1 namespace-1"
 UNSET: Any = object()
@@ -50,8 +51,10 @@ def decide(resources: list[Any], crons: list[ResourceCron], **changes: Any) -> R
     told: dict[str, Any] = {
         "mirrors": (),
         "organizations": {"acme": ACME},
+        "mapped": {"acme"},
         "scopes": {"acme": SCOPE},
         "absences": {},
+        "held": (),
         "confirmed": None,
     }
     return plan(resources=resources, crons=crons, **(told | changes))
@@ -142,9 +145,65 @@ def test_held_deletions_are_done_once_somebody_confirms_just_these() -> None:
     assert (decided.delete, decided.held) == (held, ())
 
 
+def test_what_is_left_of_many_stays_held_while_the_others_get_their_resources_back() -> None:
+    resources, crons, absences = lost_many(12, of=12)
+    held = decide(resources, crons, absences=absences).held
+    back = [body(each.resource.name, uid=f"new {each.resource.name}") for each in held[:8]]
+    decided = decide(back, crons, absences=absences, held={each.id for each in held})
+    assert (decided.delete, decided.held) == ((), held[8:])
+    assert {each.cron for each in decided.register} == set(held[:8])
+    confirmed = decide(back, crons, absences=absences, held={each.id for each in held}, confirmed=digest(held[8:]))
+    assert (confirmed.delete, confirmed.held) == (held[8:], ())
+
+
+def test_a_resource_in_the_place_of_one_that_is_gone_has_its_cron_until_it_is_registered_or_goes_too() -> None:
+    known = cron("nightly")
+    decided = decide([body("nightly", uid="its successor, which was refused")], [known], absences={"uid": 5})
+    assert (decided.delete, decided.disable, len(decided.register)) == ((), (), 1)
+    decided = decide([body("nightly", uid="mirror")], [known], absences={"uid": 5}, mirrors={"mirror"})
+    assert (decided.delete, decided.register) == ((known,), ())
+
+
+def test_a_mirror_in_the_place_of_a_disabled_cron_is_not_judged() -> None:
+    known = cron("nightly", uid=None)
+    unknown = [body("nightly", uid="mirror", payload=UNSET), body("b", uid="b"), body("c", uid="c", payload=UNSET)]
+    assert strangers([*unknown, body("nightly", uid="uid")], [known, cron("d")]) == ["mirror", "b"]
+    assert nothing(decide([body("nightly", uid="mirror", payload=UNSET)], [known], mirrors={"mirror"}))
+
+
+@pytest.mark.parametrize("scopes", [{}, {"acme": SCOPE}])
+def test_ten_thousand_crons_that_lost_their_resources_are_decided_while_a_loop_waits(scopes: dict[str, str]) -> None:
+    resources, crons, absences = lost_many(10_000, of=10_000)
+    began = process_time()
+    decided = decide(resources, crons, absences=absences, scopes=scopes)
+    assert len(decided.held) + len(decided.disable) == 10_000
+    assert process_time() - began < 2
+
+
 def test_a_namespace_without_an_organization_gets_a_refusal_and_no_cron() -> None:
     decided = decide([body("nightly", namespace="elsewhere")], [])
     assert (len(decided.unmapped), decided.register) == (1, ())
+
+
+def test_a_resource_that_another_installation_has_told_of_is_not_told_that_nobody_registers_it() -> None:
+    def told(reason: str) -> Any:
+        return body("nightly", namespace="elsewhere") | {
+            "status": {"conditions": [{"type": "Ready", "reason": reason}]}
+        }
+
+    assert nothing(decide([told("Registered")], []))
+    assert len(decide([told("NamespaceNotMapped")], []).unmapped) == 1
+    ours = cron("nightly", uid=None, namespace="elsewhere")
+    assert len(decide([told("Registered")], [ours]).unmapped) == 1
+
+
+def test_a_cron_whose_namespace_is_mapped_no_more_is_disabled_though_its_resource_is_there() -> None:
+    known = cron("nightly")
+    decided = decide([body("nightly")], [known], organizations={}, mapped=())
+    assert (decided.disable, decided.delete, len(decided.unmapped)) == ((known,), (), 1)
+    decided = decide([], [known], organizations={}, mapped=(), absences={"uid": 5})
+    assert (decided.disable, decided.delete) == ((known,), ())
+    assert decide([body("nightly")], [known], organizations={}).disable == ()
 
 
 def test_a_namespace_given_to_another_organization_loses_its_crons_before_they_are_registered_anew() -> None:
