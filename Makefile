@@ -26,8 +26,12 @@ test: $(READY) ## Run all tests on a real embedded PostgreSQL
 test-cluster: $(READY) ## Run the tests that need a cluster: KUBECONFIG set, kubectl and helm in PATH
 	$(BIN)/python -m pytest tests/cluster
 
+.PHONY: test-e2e
+test-e2e: $(READY) ## Install the chart in the cluster of KUBECONFIG, use it, disturb it, and remove it
+	$(BIN)/python -m pytest tests/installation
+
 .PHONY: kind
-kind: ## Run the cluster tests in a cluster made by kind (Docker, kind, kubectl and helm are needed)
+kind: ## Run the tests that need a cluster in one made by kind (Docker, kind, kubectl and helm are needed)
 	deploy/kind/test
 
 HELM := $(shell command -v helm || echo $(BIN)/helm)
@@ -42,6 +46,10 @@ chart: $(READY) $(HELM) ## Check the chart without a cluster: helm in PATH, or G
 .PHONY: chart-docs
 chart-docs: $(READY) ## Make the schema and the table of the chart's values anew from the comments of values.yaml
 	$(BIN)/python helm/values_reference.py
+
+.PHONY: dist
+dist: $(READY) $(HELM) ## Build wheel, sdist, chart package and image archive of a clean checkout into dist/
+	PATH="$(dir $(abspath $(HELM))):$$PATH" deploy/dist
 
 .PHONY: demo
 demo: $(READY) ## Start the whole system with a cron of every entry; Ctrl-C stops it

@@ -34,9 +34,9 @@ async def _serve(settings: AttemptSettings) -> ExitCode:
     )
     # No proxy from the environment: the token goes to the API and nowhere else.
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=15.0), trust_env=False) as session:
-        attempt = PodAttempt(
-            api=AttemptApi(place, session), settings=read_entry_settings(os.environ, CRON_REGISTRY), tell=_tell
-        )
+        # The pods of one profile are told the same; a secret that another entry needs is not among it.
+        told = read_entry_settings(os.environ, CRON_REGISTRY, only=settings.attempt_entrypoint)
+        attempt = PodAttempt(api=AttemptApi(place, session), settings=told, tell=_tell)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, attempt.terminate)

@@ -314,6 +314,7 @@ class AttemptSettings(BaseSettings):
     attempt: int = Field(ge=1)
     attempt_token_file: Path = Field(description="the token that proves it, which may be renewed at any time")
     attempt_location: str = Field(min_length=1, description="where it runs: the pod's name")
+    attempt_entrypoint: str = Field(min_length=1, description="the entry that it runs")
 
 
 class RunnerSettings(TokenSettings):

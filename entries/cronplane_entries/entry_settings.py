@@ -21,8 +21,12 @@ class InvalidSettingsError(EntryError):
     """An entry refuses its settings; mend the environment variables that the message names."""
 
 
-def read_entry_settings(environment: Mapping[str, str], registry: CronRegistry) -> EntrySettings:
+def read_entry_settings(
+    environment: Mapping[str, str], registry: CronRegistry, *, only: str | None = None
+) -> EntrySettings:
     """Give the settings of every entry that has some: names and keys in lower case.
+
+    With `only`, those of one entry: what runs nothing else need not have what the others ask for.
 
     Raises:
         InvalidSettingsError: a setting is not UTF-8, or an entry refuses its settings.
@@ -30,8 +34,10 @@ def read_entry_settings(environment: Mapping[str, str], registry: CronRegistry) 
     """
     found = _by_entry(environment, [str(name) for name in registry])
     settings = {name: _without_execution(keys) for name, keys in found.items()}
+    if only is not None:
+        settings = {name: keys for name, keys in settings.items() if name == only}
     for name, spec in registry.items():
-        if spec.check_settings is None:
+        if spec.check_settings is None or only not in {None, str(name)}:
             continue
         try:
             spec.check_settings(settings.get(name, NO_SETTINGS))

@@ -247,6 +247,7 @@ def _environment(attempt: UnlaunchedAttempt, *, settings: PodSettings, profile: 
         "CRONPLANE_RUN_API_URL": settings.run_api_url,
         "CRONPLANE_RUN_ID": str(attempt.run_id),
         "CRONPLANE_ATTEMPT": str(attempt.number),
+        "CRONPLANE_ATTEMPT_ENTRYPOINT": attempt.entrypoint,
         "CRONPLANE_ATTEMPT_TOKEN_FILE": f"{PROOF_DIRECTORY}/token",
     }
     told: list[Body] = [{"name": name, "value": value} for name, value in {**profile.environment, **ours}.items()]

@@ -30,11 +30,12 @@ from typing import Any
 
 import pytest
 
+from tests.images import build_image
+from tests.kubectl import HANG_GUARD, Kubectl
+
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
 CHART = ROOT / "helm" / "cronplane"
-# Seconds; generous, since it only keeps a test from waiting forever.
-HANG_GUARD = 60
 RELEASE = "test"
 # API and operator are processes of the tests, not pods of the chart.
 ACCOUNTS_AND_DEFINITIONS = ["api-rights", "operator-rights", "run-account", "crds"]
@@ -47,33 +48,7 @@ COPY programs /opt/tests/programs
 ENV PYTHONPATH=/opt/tests/distributions
 ENTRYPOINT ["python", "/opt/tests/programs/cronplane_with_faults.py"]
 """
-_KUBECTL = shutil.which("kubectl") or "kubectl"
 _HELM = shutil.which("helm") or "helm"
-
-
-class Kubectl:
-    """`kubectl` as the administrator."""
-
-    def __call__(self, *arguments: str, given: str | None = None) -> str:
-        done = subprocess.run(
-            [_KUBECTL, *arguments], input=given, capture_output=True, text=True, check=False, timeout=2 * HANG_GUARD
-        )
-        assert done.returncode == 0, f"kubectl {shlex.join(arguments)}: {done.stderr}"
-        return done.stdout
-
-    def ask(self, *arguments: str) -> str:
-        """Ask what is answered by the exit code, too."""
-        done = subprocess.run([_KUBECTL, *arguments], capture_output=True, text=True, check=False)
-        assert not done.stderr, f"kubectl {shlex.join(arguments)}: {done.stderr}"
-        return done.stdout
-
-    def read(self, *arguments: str) -> Any:
-        """Get objects as they are stored."""
-        return json.loads(self("get", *arguments, "--output=json"))
-
-    def wait(self, condition: str, *arguments: str, seconds: int = HANG_GUARD) -> None:
-        """Wait until something is so, by the server's word."""
-        self("wait", f"--for={condition}", f"--timeout={seconds}s", *arguments)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,28 +177,13 @@ def start_operator(installation: Installation, organization: Any, start_process:
 
 
 @pytest.fixture(scope="session")
-def build_image() -> Callable[..., str]:
-    """Build an image and bring it into the cluster; gives its tag."""
-    command = os.environ.get("CRONPLANE_TEST_IMAGE_COMMAND")
-    if not command:
-        pytest.skip("CRONPLANE_TEST_IMAGE_COMMAND is not set, so that there is no image for pods")
-
-    def build(tag: str, *, dockerfile: Path, context: Path) -> str:
-        arguments = [*shlex.split(command), tag, "-f", str(dockerfile), str(context)]
-        subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
-        return tag
-
-    return build
-
-
-@pytest.fixture(scope="session")
-def image(build_image: Callable[..., str]) -> str:
+def image() -> str:
     """Build the image of every role."""
-    return build_image("localhost/cronplane:test", dockerfile=ROOT / "deploy" / "Dockerfile", context=ROOT)
+    return build_image("localhost/cronplane:test")
 
 
 @pytest.fixture(scope="session")
-def image_with_entries(image: str, build_image: Callable[..., str], tmp_path_factory: Any) -> str:
+def image_with_entries(image: str, tmp_path_factory: Any) -> str:
     """Build upon it an image with the entries of the tests, in which a failpoint may be armed."""
     context = tmp_path_factory.mktemp("image")
     for name in ("distributions", "programs"):
@@ -462,5 +422,5 @@ def program() -> Iterator[Callable[[str, str], None]]:
 def _wait_until_it_answers() -> None:
     """Ask the API server until it says that it is ready."""
     give_up = time.monotonic() + HANG_GUARD
-    while subprocess.run([_KUBECTL, "get", "--raw", "/readyz"], capture_output=True, check=False).returncode:
+    while subprocess.run(Kubectl().command("get", "--raw", "/readyz"), capture_output=True, check=False).returncode:
         assert time.monotonic() < give_up, "the API server does not answer"

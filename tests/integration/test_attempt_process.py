@@ -21,7 +21,7 @@ IS_OVER = "SELECT finished_at IS NOT NULL FROM scheduler.cron_runs"
 def start_attempt(start_process: Any, token_keys: str, tmp_path: Path) -> Callable[..., Any]:
     """Start the process of a run's first attempt, with an API for it."""
 
-    def start(run: Run) -> Any:
+    def start(run: Run, *, entrypoint: str = "no_op", **settings: object) -> Any:
         claims = TokenClaims(
             purpose=Purpose.ATTEMPT,
             organization_id=run.organization_id,
@@ -39,6 +39,8 @@ def start_attempt(start_process: Any, token_keys: str, tmp_path: Path) -> Callab
             attempt=1,
             attempt_token_file=token_file,
             attempt_location="a-pod",
+            attempt_entrypoint=entrypoint,
+            **settings,
         )
 
     return start
@@ -70,6 +72,15 @@ def run_of(database: Any) -> tuple[Any, ...]:
 def output_of(database: Any) -> str:
     [[output]] = database.execute("SELECT output FROM scheduler.cron_attempts")
     return str(output)
+
+
+async def test_settings_of_another_entry_whose_secret_is_not_here_keep_nothing_from_running(
+    queue: Any, start_attempt: Any, database: Any
+) -> None:
+    run = await queue("no_op", {})
+    attempt = start_attempt(run, entrypoint="no_op", entry_agent_inference_base_url="http://agents")
+    assert await exit_code(attempt) == 0
+    assert run_of(database) == ("completed", "Completed", 1)
 
 
 async def test_an_entry_ends_alike_in_a_pod(*, queue: Any, start_attempt: Any, database: Any, end: Any) -> None:

@@ -50,3 +50,14 @@ def test_settings_that_an_entry_refuses_are_an_error_with_the_names_of_its_varia
     assert read_entry_settings({}, registry) == {}
     with pytest.raises(InvalidSettingsError, match="CRONPLANE_ENTRY_PICKY_… are refused: color is none of red"):
         read_entry_settings({"CRONPLANE_ENTRY_PICKY_COLOR": "blue"}, registry)
+
+
+def test_what_runs_one_entry_is_given_and_checks_its_settings_only(registry: CronRegistry) -> None:
+    def refuse(settings: Mapping[str, str]) -> None:
+        raise ValueError("there is no key")
+
+    registry[CronEntrypoint.add("picky")] = replace(spec, check_settings=refuse)
+    environment = {"CRONPLANE_ENTRY_WEB_TOKEN": "1", "CRONPLANE_ENTRY_WEB_HOOK_TOKEN": "2"}
+    assert read_entry_settings(environment, registry, only="web") == {"web": {"token": "1"}}
+    with pytest.raises(InvalidSettingsError, match="there is no key"):
+        read_entry_settings(environment, registry, only="picky")

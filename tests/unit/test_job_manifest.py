@@ -87,6 +87,7 @@ def test_a_profile_makes_the_pod_and_cannot_take_our_variables() -> None:
     environment = {each["name"]: each.get("value") for each in container["env"]}
     assert (container["image"], pod["serviceAccountName"], pod["runtimeClassName"]) == ("theirs", "reporter", "gvisor")
     assert (environment["CRONPLANE_RUN_ID"], environment["COLOR"]) == (str(ATTEMPT.run_id), "blue")
+    assert environment["CRONPLANE_ATTEMPT_ENTRYPOINT"] == ATTEMPT.entrypoint
     assert container["envFrom"] == [{"secretRef": {"name": "credentials"}}]
     assert {"name": "secret-0", "secret": {"secretName": "certificate"}} in pod["volumes"]
     assert {"name": "secret-0", "mountPath": "/certificate", "readOnly": True} in container["volumeMounts"]
