@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from cronplane_cli.environment import read_settings
 from cronplane_cli.errors import CommandError
@@ -26,7 +27,7 @@ from cronplane_operator.cron_resources import CronResources
 from cronplane_operator.image_entries import ImageEntries
 from cronplane_operator.job_launcher import LaunchState
 from cronplane_operator.job_manifest import JobPlace
-from cronplane_operator.kopf_watch import KopfWatch
+from cronplane_operator.kopf_watch import KopfWatch, combined
 from cronplane_operator.leader_extension import LeaderExtension
 from cronplane_operator.namespace_organizations import NamespaceOrganizations
 from cronplane_operator.pod_extension import PodExtension
@@ -87,14 +88,17 @@ async def _serve(
             settings=cluster,
             client=client,
             mirror=lambda: mirror.state,
-            watch=lambda: watch.state,
+            watch=lambda: combined([watch.state for watch in watches]),
             registration=lambda: registration.state,
             launches=launches,
         )
         recorder = RunRecorder(listeners=[mirror, resource])
 
         extensions: list[LeaderExtension] = [mirror, registration, resource]
-        watched, on_job = {*resources.namespaces}, None
+        watching = partial(
+            KopfWatch, kubeconfig=cluster.kubeconfig, on_ended=lambda reason: recorder.watch_ended(reason=reason)
+        )
+        watches: list[KopfWatch] = []
         if profiles:
             run_namespace = pods.run_namespace or cluster.release_namespace
             in_pods = PodExtension(
@@ -106,25 +110,26 @@ async def _serve(
                 state=launches,
             )
             extensions.append(in_pods)
-            watched, on_job = watched | {run_namespace}, in_pods.job_seen
+            watches.append(watching(namespaces=[run_namespace], on_job=in_pods.job_seen))
         runner = Runner(
             settings=settings, registry=CRON_REGISTRY, recorder=recorder, extensions=extensions, in_pods=profiles
         )
-        watch = KopfWatch(
-            namespaces=watched,
-            kubeconfig=cluster.kubeconfig,
-            on_event=mirror.resource_seen,
-            on_namespace=registration.namespace_seen,
-            on_job=on_job,
-            on_ended=lambda reason: recorder.watch_ended(reason=reason),
-            probes=_probes(runner),
-            probe_url=cluster.watch_probe_url,
+        watches.append(
+            watching(
+                namespaces=resources.namespaces,
+                on_event=mirror.resource_seen,
+                on_namespace=registration.namespace_seen,
+                probes=_probes(runner),
+                probe_url=cluster.watch_probe_url,
+            )
         )
-        watch.start()
+        for watch in watches:
+            watch.start()
         try:
             await run_until_signalled(runner, settings=settings, recorder=recorder)
         finally:
-            await watch.stop()
+            for watch in watches:
+                await watch.stop()
 
 
 def _probes(runner: Runner) -> dict[str, Callable[[], object]]:

@@ -99,12 +99,7 @@ class CronResources:
         self.changed.set()
 
     def seen(self, event: str | None, body: Body) -> bool:
-        """Learn what a resource is, or that it is gone (`DELETED`); tells whether that was news.
-
-        Jobs are watched in a namespace that may be nobody's here, and with them the Crons that somebody puts there.
-        """
-        if body["metadata"]["namespace"] not in self.namespaces:
-            return False
+        """Learn what a resource is, or that it is gone (`DELETED`); tells whether that was news."""
         known = self._bodies.get(_key(body))
         if event == "DELETED":
             self._gone.add(body["metadata"]["uid"])

@@ -3,16 +3,20 @@
 Kopf ends as a whole when the API server is away at its start, when its CRD is deleted or when a right is missing, and
 when it ends it cancels tasks that are not its own; so it shares no loop with the runner, and is started again with
 back-off for as long as this process lives. It writes nothing: its handlers only hand events on.
+
+Kopf watches all that it handles in all of its namespaces. What is watched elsewhere than the rest, by other rights, is
+watched by a kopf of its own.
 """
 
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import kopf
@@ -47,8 +51,8 @@ class KopfWatch:
     """Keeps kopf going, and calls back in the loop that started it.
 
     `on_event` is told of Crons: event type (None from a list), body. `on_namespace` is told the name of a namespace of
-    which something has become, `on_job` that a Job of ours has changed; without it, Jobs are not watched. `probes` give
-    what kopf's own liveness endpoint answers, for as long as kopf goes, at `probe_url` if there is one.
+    which something has become, `on_job` that a Job of ours has changed; what nobody is to be told of is not watched.
+    `probes` give what kopf's own liveness endpoint answers, for as long as kopf goes, at `probe_url` if there is one.
     """
 
     def __init__(
@@ -56,12 +60,12 @@ class KopfWatch:
         *,
         namespaces: Collection[str],
         kubeconfig: Path | None,
-        on_event: OnEvent,
-        on_namespace: Callable[[str], None],
-        on_job: Callable[[], None] | None,
         on_ended: Callable[[str], None],
-        probes: Mapping[str, Callable[[], object]],
-        probe_url: str | None,
+        on_event: OnEvent | None = None,
+        on_namespace: Callable[[str], None] | None = None,
+        on_job: Callable[[], None] | None = None,
+        probes: Mapping[str, Callable[[], object]] = MappingProxyType({}),
+        probe_url: str | None = None,
     ) -> None:
         self._namespaces = frozenset(namespaces)
         self._kubeconfig = kubeconfig
@@ -139,22 +143,17 @@ class KopfWatch:
 
     def _handlers(self, loop: asyncio.AbstractEventLoop) -> kopf.OperatorRegistry:
         registry = kopf.OperatorRegistry()
-
-        def seen(*, event: kopf.RawEvent, **_: object) -> None:
-            loop.call_soon_threadsafe(self._on_event, event["type"], _plain(event["object"]))
-
-        kopf.on.event(CRONS.group, CRONS.version, CRONS.plural, registry=registry)(seen)
-
-        def namespace_seen(*, name: str, **_: object) -> None:
-            loop.call_soon_threadsafe(self._on_namespace, name)
-
-        kopf.on.event(NAMESPACES.group, NAMESPACES.version, NAMESPACES.plural, registry=registry)(namespace_seen)
+        if self._on_event is not None:
+            told = partial(_hand_on_event, loop, self._on_event)
+            kopf.on.event(CRONS.group, CRONS.version, CRONS.plural, registry=registry)(told)
+        if self._on_namespace is not None:
+            told = partial(_hand_on_name, loop, self._on_namespace)
+            kopf.on.event(NAMESPACES.group, NAMESPACES.version, NAMESPACES.plural, registry=registry)(told)
+        if self._on_job is not None:
+            told = partial(_hand_on, loop, self._on_job)
+            kopf.on.event(JOBS.group, JOBS.version, JOBS.plural, labels=_OURS, registry=registry)(told)
         for name, probe in self._probes.items():
             kopf.on.probe(id=name, registry=registry)(partial(_answer, probe))
-        if self._on_job is not None:
-            kopf.on.event(JOBS.group, JOBS.version, JOBS.plural, labels=_OURS, registry=registry)(
-                partial(_hand_on, loop, self._on_job)
-            )
         kopf.on.login(registry=registry, errors=kopf.ErrorsMode.TEMPORARY)(self._log_in)
         return registry
 
@@ -171,6 +170,22 @@ class KopfWatch:
             # A pod's token is replaced now and then.
             expiration=datetime.now(UTC) + _CREDENTIALS_LIFE if credential else None,
         )
+
+
+def combined(states: Sequence[WatchState]) -> WatchState:
+    """Give the state of several as that of one, which watches if all do."""
+    troubled = next((state for state in states if not state.is_watching), states[0])
+    return WatchState(
+        is_watching=troubled.is_watching, ends=sum(state.ends for state in states), reason=troubled.reason
+    )
+
+
+def _hand_on_event(loop: asyncio.AbstractEventLoop, tell: OnEvent, *, event: kopf.RawEvent, **_: object) -> None:
+    loop.call_soon_threadsafe(tell, event["type"], _plain(event["object"]))
+
+
+def _hand_on_name(loop: asyncio.AbstractEventLoop, tell: Callable[[str], None], *, name: str, **_: object) -> None:
+    loop.call_soon_threadsafe(tell, name)
 
 
 def _hand_on(loop: asyncio.AbstractEventLoop, tell: Callable[[], None], **_: object) -> None:

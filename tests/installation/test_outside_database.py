@@ -119,7 +119,13 @@ def test_quotas_of_the_values_hold(installed: Release, team: Kubectl) -> None:
         team("apply", "--filename", "-", given=json.dumps(cron))
     team.wait("condition=Ready", "cron/second")
     team.wait("condition=Ready=False", "cron/third")
-    assert "quota" in json.dumps(team.read("cron/third")["status"]["conditions"])
+    assert "QuotaExceeded" in json.dumps(team.read("cron/third")["status"]["conditions"])
+
+
+def test_nothing_that_the_operator_asks_for_is_forbidden(installed: Release) -> None:
+    said = installed.kubectl("logs", "--selector=app.kubernetes.io/component=operator", "--tail=-1")
+    assert "became leader" in said
+    assert "forbidden" not in said
 
 
 def test_uninstalling_leaves_only_what_the_team_applied(

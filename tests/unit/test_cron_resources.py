@@ -137,10 +137,3 @@ async def test_of_a_namespace_that_cannot_be_looked_into_stays_what_was_known_wh
     cluster.others = set()
     await resources.list()
     assert (set(resources.unlisted), known(resources)) == (set(), {})
-
-
-async def test_resources_of_namespaces_that_are_not_this_installations_are_not_taken_in(
-    resources: CronResources,
-) -> None:
-    assert not resources.seen("ADDED", body("nightly", namespace="runs"))
-    assert known(resources) == {}
