@@ -66,70 +66,93 @@ async def _serve(
 ) -> None:
     profiles = _pod_profiles(pods, registrar.settings)
     async with KubernetesClient.connected(kubeconfig=cluster.kubeconfig) as client:
-        organizations = NamespaceOrganizations(cluster)
-        resources = CronResources(client=client, namespaces=organizations.namespaces)
-        mirror = CronMirror(
-            settings=cluster,
-            client=client,
-            resources=resources,
-            organizations=organizations,
-            refusals=lambda: registration.state.refusals,
+        parts = _ClusterParts(cluster=cluster, client=client, registrar=registrar)
+        if profiles:
+            parts.add_pods(pods, profiles)
+        runner = Runner(
+            settings=settings,
+            registry=CRON_REGISTRY,
+            recorder=parts.recorder,
+            extensions=parts.extensions,
+            in_pods=profiles,
         )
-        registration = ResourceRegistration(
+        parts.add_watch_of_crons(runner)
+        for watch in parts.watches:
+            watch.start()
+        try:
+            await run_until_signalled(runner, settings=settings, recorder=parts.recorder)
+        finally:
+            for watch in parts.watches:
+                await watch.stop()
+
+
+class _ClusterParts:
+    """What goes on beside the runner in a cluster, put together: each part is told of the others that it needs."""
+
+    def __init__(self, *, cluster: KubernetesSettings, client: KubernetesClient, registrar: Registrar) -> None:
+        self._cluster = cluster
+        self._client = client
+        self._registrar = registrar
+        self._launches = LaunchState()
+        organizations = NamespaceOrganizations(cluster)
+        self._resources = CronResources(client=client, namespaces=organizations.namespaces)
+        self._mirror = CronMirror(
             settings=cluster,
             client=client,
-            resources=resources,
+            resources=self._resources,
+            organizations=organizations,
+            refusals=lambda: self._registration.state.refusals,
+        )
+        self._registration = ResourceRegistration(
+            settings=cluster,
+            client=client,
+            resources=self._resources,
             organizations=organizations,
             registrar=registrar,
-            on_refused=mirror.refused,
+            on_refused=self._mirror.refused,
         )
-        launches = LaunchState()
         resource = RunnerResource(
             settings=cluster,
             client=client,
-            mirror=lambda: mirror.state,
-            watch=lambda: combined([watch.state for watch in watches]),
-            registration=lambda: registration.state,
-            launches=launches,
+            mirror=lambda: self._mirror.state,
+            watch=lambda: combined([watch.state for watch in self.watches]),
+            registration=lambda: self._registration.state,
+            launches=self._launches,
         )
-        recorder = RunRecorder(listeners=[mirror, resource])
+        self.recorder = RunRecorder(listeners=[self._mirror, resource])
+        self.extensions: list[LeaderExtension] = [self._mirror, self._registration, resource]
+        self.watches: list[KopfWatch] = []
+        self._watching = partial(
+            KopfWatch,
+            kubeconfig=cluster.kubeconfig,
+            on_ended=lambda reason: self.recorder.watch_ended(reason=reason),
+        )
 
-        extensions: list[LeaderExtension] = [mirror, registration, resource]
-        watching = partial(
-            KopfWatch, kubeconfig=cluster.kubeconfig, on_ended=lambda reason: recorder.watch_ended(reason=reason)
+    def add_pods(self, pods: PodSettings, profiles: Mapping[str, str]) -> None:
+        """Let entries run in pods, each in its profile, and have their Jobs watched."""
+        namespace = pods.run_namespace or self._cluster.release_namespace
+        in_pods = PodExtension(
+            client=self._client,
+            settings=pods,
+            place=JobPlace(installation=self._cluster.installation, namespace=namespace),
+            profiles=profiles,
+            images=ImageEntries(registry=CRON_REGISTRY, settings=self._registrar.settings),
+            state=self._launches,
         )
-        watches: list[KopfWatch] = []
-        if profiles:
-            run_namespace = pods.run_namespace or cluster.release_namespace
-            in_pods = PodExtension(
-                client=client,
-                settings=pods,
-                place=JobPlace(installation=cluster.installation, namespace=run_namespace),
-                profiles=profiles,
-                images=ImageEntries(registry=CRON_REGISTRY, settings=registrar.settings),
-                state=launches,
-            )
-            extensions.append(in_pods)
-            watches.append(watching(namespaces=[run_namespace], on_job=in_pods.job_seen))
-        runner = Runner(
-            settings=settings, registry=CRON_REGISTRY, recorder=recorder, extensions=extensions, in_pods=profiles
-        )
-        watches.append(
-            watching(
-                namespaces=resources.namespaces,
-                on_event=mirror.resource_seen,
-                on_namespace=registration.namespace_seen,
+        self.extensions.append(in_pods)
+        self.watches.append(self._watching(namespaces=[namespace], on_job=in_pods.job_seen))
+
+    def add_watch_of_crons(self, runner: Runner) -> None:
+        """Have Crons and namespaces watched, by a kopf that also answers for the runner."""
+        self.watches.append(
+            self._watching(
+                namespaces=self._resources.namespaces,
+                on_event=self._mirror.resource_seen,
+                on_namespace=self._registration.namespace_seen,
                 probes=_probes(runner),
-                probe_url=cluster.watch_probe_url,
+                probe_url=self._cluster.watch_probe_url,
             )
         )
-        for watch in watches:
-            watch.start()
-        try:
-            await run_until_signalled(runner, settings=settings, recorder=recorder)
-        finally:
-            for watch in watches:
-                await watch.stop()
 
 
 def _probes(runner: Runner) -> dict[str, Callable[[], object]]:

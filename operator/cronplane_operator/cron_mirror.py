@@ -154,7 +154,8 @@ class CronMirror:
         if isinstance(error, ResourceNotFoundError):
             self.state.trouble = "the definition of Cron is missing (`cronplane crd` prints it), or a namespace is"
             self.state.trouble_reason = "ResourceDefinitionMissing"
-        self._is_all_dirty = True
+        # What was refused may be so because the resources are others than those that are known here.
+        self._is_all_dirty = self._is_list_due = True
         self._wake.set()
 
     async def _compare(self, term: TermContext) -> None:

@@ -202,7 +202,8 @@ async def test_a_right_that_is_revoked_ends_kopf_and_nothing_else_and_given_back
     await add_seen("nightly")
     operator = start_operator()
     look("nightly")
-    binding = ("rolebinding", f"{installation.name}-operator", "--namespace", installation.tenant)
+    name = f"{installation.namespace}-{installation.name}-operator"
+    binding = ("rolebinding", name, "--namespace", installation.tenant)
     known = kubectl.read(*binding)
     kubectl("delete", *binding)
     # Its watches of other namespaces may hold it for as long as a watch lasts.

@@ -174,8 +174,12 @@ async def test_a_namespace_that_is_deleted_disables_its_crons_and_its_successor_
     kubectl("delete", "namespace", crons.namespace)
     await wait_for_crons(1, enabled=False)
     kubectl("create", "namespace", crons.namespace)
-    mapped = [{"namespace": installation.tenant, "organization": str(organization.id)}]
-    apply_chart(installation.namespace, {"namespaces": mapped, "runNamespace": installation.runs})
+    values = {
+        "fullnameOverride": installation.name,
+        "organizations": {organization.name: {"namespaces": [crons.namespace]}},
+        "runs": {"namespace": installation.runs},
+    }
+    apply_chart(installation.namespace, values)
     crons.apply("another")
     crons.ready("another")
     assert sorted(row[3] for row in database.execute(CRONS)) == [False, True]

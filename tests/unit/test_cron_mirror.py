@@ -122,3 +122,9 @@ async def test_what_a_person_applies_is_looked_at_alone_and_not_with_every_other
     mirror._is_all_dirty = False
     mirror.resource_seen("ADDED", body("nightly"))
     assert (mirror._is_all_dirty, mirror._seen) == (False, {("acme", "nightly")})
+
+
+async def test_after_a_refusal_the_resources_are_listed_again_before_anything_is_written(mirror: CronMirror) -> None:
+    mirror._is_list_due = False
+    mirror._put_off(ResourceConflictError("there is one already", status=409, reason="AlreadyExists"))
+    assert mirror._is_list_due
