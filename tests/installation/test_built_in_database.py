@@ -294,6 +294,8 @@ def test_a_backup_is_restored_as_the_docs_say(
 def test_what_people_applied_and_the_data_outlive_the_installation(
     notes: str, extended: dict[str, Any], release: Release, organization_id: str
 ) -> None:
+    shell(command(notes, "echo"))
+    release.kubectl("apply", "--filename", str(EXAMPLES))
     applied = {"daily-report", "heartbeat", "hello", "month-end"}
     claims = names(release, "persistentvolumeclaims")
     release.uninstall()
