@@ -99,8 +99,8 @@ def _say_that_it_runs(payload: Task) -> None:
 
 
 def _wait_for_cancellation(payload: Task, **_: object) -> None:
-    _say_that_it_runs(payload)
     try:
+        _say_that_it_runs(payload)
         time.sleep(3600)
     except asyncio.CancelledError:
         print("cleaned up")
@@ -108,8 +108,8 @@ def _wait_for_cancellation(payload: Task, **_: object) -> None:
 
 
 async def _await_cancellation(payload: Task, **_: object) -> None:
-    _say_that_it_runs(payload)
     try:
+        _say_that_it_runs(payload)
         await asyncio.sleep(3600)
     except asyncio.CancelledError:
         print("cleaned up")
