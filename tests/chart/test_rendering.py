@@ -225,7 +225,7 @@ def test_jobs_of_runs_are_made_where_the_values_say_with_an_account_of_their_own
     account = made.one("ServiceAccount", "rel-cronplane-run", namespace="runs")
     assert account["imagePullSecrets"] == [{"name": "pull"}]
     rules = made.one("Role", f"{NAMESPACE}-{OPERATOR}-runs", namespace="runs")["rules"]
-    assert [rule["resources"] for rule in rules] == [["jobs"], ["pods"], ["pods/log"]]
+    assert [rule["resources"] for rule in rules] == [["jobs"], ["pods"], ["pods/log"], ["events"]]
     assert made.one("Role", f"{NAMESPACE}-{API}", namespace="runs")["rules"][0]["verbs"] == ["get"]
 
 
