@@ -40,7 +40,9 @@ def _result(words: str) -> str | None:
     """Give the result that the last words are: themselves if they are a JSON object, else one that holds them."""
     if not words:
         return None
+    in_words = encode_result({"message": storable(words, longest=len(words))})
     try:
-        return encode_result(json.loads(words))
+        # Of the word `null` nothing would be left.
+        return encode_result(json.loads(words)) or in_words
     except (ValueError, RecursionError, ResultInvalidError):
-        return encode_result({"message": storable(words, longest=len(words))})
+        return in_words

@@ -32,6 +32,7 @@ def pods(code: int, words: str = "", reason: str = "Error") -> list[dict[str, An
         ('{"rows": 7}', {"rows": 7}),
         ("seven rows", {"message": "seven rows"}),
         ("[7]", {"message": "[7]"}),
+        ("null", {"message": "null"}),
         ('{"rows": NaN}', {"message": '{"rows": NaN}'}),
         ('{"rows": 1e999}', {"message": '{"rows": 1e999}'}),
         ('{"rows": "\\u0000"}', {"message": '{"rows": "\\u0000"}'}),
