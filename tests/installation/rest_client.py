@@ -55,8 +55,12 @@ class RestClient:
 
     def ended_run(self, path: str) -> dict[str, Any]:
         """Read a run until it is over."""
-        run: dict[str, Any] = self._until(lambda: self.get(path), lambda run: run["status"] in _ENDED)
-        return run
+        return self.get_until(path, lambda run: run["status"] in _ENDED)
+
+    def get_until(self, path: str, is_so: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Read something until it is so; a pod of before an upgrade may answer until it has gone."""
+        found: dict[str, Any] = self._until(lambda: self.get(path), is_so)
+        return found
 
     def _until(self, look: Callable[[], Any], is_so: Callable[[Any], bool]) -> Any:
         give_up = time.monotonic() + _PATIENCE

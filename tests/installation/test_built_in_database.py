@@ -186,8 +186,8 @@ def test_a_cron_of_every_entry_completes(
         "greeting": {"name": "Ada"},
         "http_request": {"url": f"http://{api_address(release)}/readyz"},
     }
-    entries = {entry["name"] for entry in api.get("/entrypoints")["items"]}
-    assert entries == {*map(str, BUILT_IN), "greeting"}
+    entries = {*map(str, BUILT_IN), "greeting"}
+    api.get_until("/entrypoints", lambda listed: {entry["name"] for entry in listed["items"]} == entries)
     paths = {entry: register(api, organization_id, entry, payloads[entry]) for entry in entries}
     runs = {entry: api.post(f"{path}/trigger")["id"] for entry, path in paths.items()}
     ended = {entry: api.ended_run(f"{path}/runs/{runs[entry]}") for entry, path in paths.items()}
