@@ -52,6 +52,7 @@ PROGRAMS = Path(__file__).parent / "programs"
 SERVICE_ROLE = "cronplane_service"
 # Only so that a test that would hang fails instead; nothing is measured by it.
 HANG_GUARD = 60.0
+SHOWN_LINES = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -494,6 +495,10 @@ class Lines:
     def close(self) -> None:
         self._reader.join()
 
+    def show(self, title: str) -> None:
+        """Print what was said, which pytest keeps for a test that fails."""
+        sys.stdout.writelines([f"--- {title}\n", *self._lines[-SHOWN_LINES:]])
+
 
 @pytest.fixture
 def make_lines() -> Callable[[IO[str]], Lines]:
@@ -568,6 +573,7 @@ def start_process(database: Database, entries: CronRegistry, seed: str) -> Itera
             stack.enter_context(process)
             assert process.stderr is not None
             log = Lines(process.stderr)
+            stack.callback(log.show, role)
             stack.callback(log.close)
             stack.callback(process.kill)
             return CronplaneProcess(process=process, log=log)

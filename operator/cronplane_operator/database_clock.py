@@ -46,8 +46,11 @@ class DatabaseClock:
         return self._sample.database + timedelta(seconds=elapsed)
 
     def real_seconds(self, seconds: float) -> float:
-        """Translate a span of database time, in seconds, into seconds of this machine's clock."""
-        return seconds / self._rate
+        """Translate a span of database time, in seconds, into seconds of this machine's clock: at most as many.
+
+        A clock that stands, or that was set back a little, would have everybody wait for long, or forever.
+        """
+        return seconds / max(self._rate, 1.0)
 
     async def measure(self, engine: AsyncEngine) -> None:
         """Look at the database's clock twice: the pair shows its rate even right after the clock was set."""

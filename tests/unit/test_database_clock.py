@@ -71,6 +71,25 @@ async def test_a_clock_that_is_set_is_followed_at_once_and_does_not_pass_for_a_f
     assert abs(world.database_now() - clock.now()) < timedelta(seconds=0.01)
 
 
+@pytest.mark.parametrize("speed", [0.0, 0.05, 0.9])
+async def test_of_a_clock_that_stands_or_is_slow_nobody_waits_longer_than_was_said(world: World, speed: float) -> None:
+    world.speed = speed
+    clock = DatabaseClock(monotonic=world.monotonic)
+    await measured(clock, world)
+    assert clock.real_seconds(60.0) == 60.0
+
+
+@pytest.mark.parametrize("step", [0.5, 0.99, 1.0, 1.1])
+async def test_of_a_clock_that_is_set_back_a_little_nobody_waits_longer_than_was_said(
+    world: World, step: float
+) -> None:
+    clock = DatabaseClock(monotonic=world.monotonic)
+    await measured(clock, world)
+    world.offset = timedelta(seconds=-step)
+    await measured(clock, world, times=1)
+    assert clock.real_seconds(60.0) == 60.0
+
+
 async def test_a_slow_network_does_not_make_it_early(world: World) -> None:
     world.round_trip = 0.4
     clock = DatabaseClock(monotonic=world.monotonic)
