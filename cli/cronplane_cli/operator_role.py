@@ -28,6 +28,7 @@ from cronplane_operator.image_entries import ImageEntries
 from cronplane_operator.job_launcher import LaunchState
 from cronplane_operator.job_manifest import JobPlace
 from cronplane_operator.kopf_watch import KopfWatch, combined
+from cronplane_operator.launch_precedence import LaunchPrecedence
 from cronplane_operator.leader_extension import LeaderExtension
 from cronplane_operator.namespace_organizations import NamespaceOrganizations
 from cronplane_operator.pod_extension import PodExtension
@@ -94,6 +95,7 @@ class _ClusterParts:
         self._client = client
         self._registrar = registrar
         self._launches = LaunchState()
+        self._precedence = LaunchPrecedence()
         organizations = NamespaceOrganizations(cluster)
         self._resources = CronResources(client=client, namespaces=organizations.namespaces)
         self._mirror = CronMirror(
@@ -102,6 +104,7 @@ class _ClusterParts:
             resources=self._resources,
             organizations=organizations,
             refusals=lambda: self._registration.state.refusals,
+            precedence=self._precedence,
         )
         self._registration = ResourceRegistration(
             settings=cluster,
@@ -138,6 +141,7 @@ class _ClusterParts:
             profiles=profiles,
             images=ImageEntries(registry=CRON_REGISTRY, settings=self._registrar.settings),
             state=self._launches,
+            precedence=self._precedence,
         )
         self.extensions.append(in_pods)
         self.watches.append(self._watching(namespaces=[namespace], on_job=in_pods.job_seen))

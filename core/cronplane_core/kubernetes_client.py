@@ -23,6 +23,8 @@ from cronplane_core.errors import CronplaneError
 Body = dict[str, Any]
 _TIMEOUT = aiohttp.ClientTimeout(total=30.0, sock_connect=5.0)
 _CONNECTIONS = 40
+# Seconds. Longer than a minute, since most crons fire on one; the API server itself closes them after 90.
+_KEPT_OPEN = 75.0
 _PAGE = 500
 _APPLY = "application/apply-patch+yaml"
 _MERGE = "application/merge-patch+json"
@@ -135,7 +137,7 @@ class KubernetesClient:
         """
         configuration = await load_configuration(kubeconfig)
         context = RESTClientObject(configuration).ssl_context
-        connector = aiohttp.TCPConnector(ssl=context, limit=_CONNECTIONS)
+        connector = aiohttp.TCPConnector(ssl=context, limit=_CONNECTIONS, keepalive_timeout=_KEPT_OPEN)
         # No proxy from the environment: service-account tokens go to the API server and nowhere else.
         async with aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT, trust_env=False) as session:
             yield cls(configuration, session)

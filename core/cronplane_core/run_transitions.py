@@ -28,6 +28,7 @@ class LockedCron(NamedTuple):
 
     id: UUID
     organization_id: UUID
+    entrypoint: str
     generation: int
     enabled: bool
     is_granted: bool
@@ -54,10 +55,11 @@ class NewRun(NamedTuple):
 
 
 class QueuedRun(NamedTuple):
-    """A run that waits to begin, and whose it is."""
+    """A run that waits to begin, whose it is, and by which entry."""
 
     id: UUID
     organization_id: UUID
+    entrypoint: str
 
 
 class Advance(NamedTuple):
@@ -162,7 +164,7 @@ class FinishedRun(NamedTuple):
 
 _LOCK_CRONS = text(
     """
-    SELECT c.id, c.organization_id, c.generation, c.enabled AND c.deleted_at IS NULL AS enabled,
+    SELECT c.id, c.organization_id, c.entrypoint, c.generation, c.enabled AND c.deleted_at IS NULL AS enabled,
            o.entrypoints IS NULL OR CAST(c.entrypoint AS text) = ANY(o.entrypoints) AS is_granted,
            c.overlap, c.catchup_window, c.run_timeout
     FROM scheduler.cron_jobs c JOIN scheduler.organizations o ON o.id = c.organization_id
@@ -434,7 +436,7 @@ _MISS = text(
 )
 _QUEUED = text(
     """
-    SELECT run.id, run.organization_id
+    SELECT run.id, run.organization_id, cron.entrypoint
     FROM scheduler.cron_runs run JOIN scheduler.cron_jobs cron ON cron.id = run.cron_id
     WHERE run.finished_at IS NULL AND run.status = 'queued' AND cron.deleted_at IS NULL
       AND CAST(cron.entrypoint AS text) = ANY(:entrypoints)
@@ -455,6 +457,7 @@ async def lock_crons(connection: AsyncConnection, *, cron_ids: Sequence[UUID]) -
         row.id: LockedCron(
             id=row.id,
             organization_id=row.organization_id,
+            entrypoint=row.entrypoint,
             generation=row.generation,
             enabled=row.enabled,
             is_granted=row.is_granted,

@@ -135,7 +135,11 @@ def _sort(
     left = [job for job in jobs if job.cron_id not in done]
     outdated = {job.cron_id for job in left if job.cron_id in crons and not _is_claimable(job, crons[job.cron_id])}
     return ClaimedBatch(
-        queued=tuple(QueuedRun(run.id, run.organization_id) for run in recorded if run.status is RunStatus.QUEUED),
+        queued=tuple(_queued(run, crons) for run in recorded if run.status is RunStatus.QUEUED),
         again=tuple(job.cron_id for job in left if job.cron_id not in outdated),
         outdated=tuple(outdated),
     )
+
+
+def _queued(run: NewRun, crons: dict[UUID, LockedCron]) -> QueuedRun:
+    return QueuedRun(run.id, run.organization_id, crons[run.cron_id].entrypoint)

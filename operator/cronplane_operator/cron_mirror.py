@@ -47,6 +47,7 @@ from cronplane_operator.cron_mirror_plan import (
 )
 from cronplane_operator.cron_resources import CronResources
 from cronplane_operator.event_waits import any_set_or_elapsed
+from cronplane_operator.launch_precedence import LaunchPrecedence
 from cronplane_operator.leader_extension import TermContext
 from cronplane_operator.namespace_organizations import NamespaceOrganizations
 from cronplane_operator.resource_events import ResourceEvents
@@ -85,12 +86,14 @@ class CronMirror:
         resources: CronResources,
         organizations: NamespaceOrganizations,
         refusals: Callable[[], Mapping[str, Refusal]],
+        precedence: LaunchPrecedence,
     ) -> None:
         self._installation = settings.installation
         self._client = client
         self._resources = resources
         self._organizations = organizations
         self._refusals = refusals
+        self._precedence = precedence
         self._pacer = WritePacer(per_second=settings.mirror_writes_per_second)
         self._dirty: set[UUID] = set()
         # Where resources are of which something has become.
@@ -138,6 +141,7 @@ class CronMirror:
         while True:
             await any_set_or_elapsed(self._wake, crons, runs, seconds=_RESYNC_INTERVAL)
             await asyncio.sleep(pause)
+            await self._precedence.give_way()
             for event in (self._wake, crons, runs):
                 event.clear()
             try:
@@ -320,7 +324,7 @@ class CronMirror:
         body = mirror_body(
             cron, namespace=place.namespace, name=place.name, installation=self._installation, spec=write.spec or {}
         )
-        await self._pacer.wait()
+        await self._turn()
         if actual is None:
             written = await self._client.create(CRONS, body, namespace=place.namespace)
         else:
@@ -342,7 +346,7 @@ class CronMirror:
             "metadata": {name: metadata[name] for name in ("name", "namespace", "resourceVersion")},
             "status": status,
         }
-        await self._pacer.wait()
+        await self._turn()
         try:
             applied = await self._client.apply(CRONS, body, namespace=metadata["namespace"], subresource="status")
         except (ResourceConflictError, ResourceNotFoundError):
@@ -352,6 +356,11 @@ class CronMirror:
         self.state.written += 1
         for remark in remarks_on(actual.get("status", {}), status):
             await self._events.tell(applied, remark, now=now)
+
+    async def _turn(self) -> None:
+        """Wait until something may be written."""
+        await self._pacer.wait()
+        await self._precedence.give_way()
 
     async def _remove_abandoned(self, term: TermContext) -> list[KubernetesRefusedError]:
         """Delete the mirrors of crons that were deleted; gives what Kubernetes refused, which stays to be deleted."""
@@ -378,7 +387,7 @@ class CronMirror:
             uid = found["metadata"]["uid"]
         if uid is None:
             return
-        await self._pacer.wait()
+        await self._turn()
         with suppress(ResourceNotFoundError, ResourceConflictError):
             await self._client.delete(CRONS, name=place.name, namespace=place.namespace, uid=uid)
         self._resources.removed(namespace=place.namespace, name=place.name, uid=uid)

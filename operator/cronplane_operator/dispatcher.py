@@ -85,9 +85,9 @@ class Dispatcher:
         return len(self._queue)
 
     def enqueue(self, runs: Iterable[QueuedRun]) -> None:
-        """Take in queued runs; one that is here already is not taken twice."""
-        for run_id, organization_id in runs:
-            if run_id not in self._known:
+        """Take in queued runs of the entries that run here; one that is here already is not taken twice."""
+        for run_id, organization_id, entrypoint in runs:
+            if run_id not in self._known and entrypoint in self._entrypoints:
                 self._known.add(run_id)
                 self._queue.put(organization_id, run_id)
         self._startable.set()

@@ -32,6 +32,7 @@ from cronplane_operator.event_waits import any_set_or_elapsed
 from cronplane_operator.fair_queue import FairQueue
 from cronplane_operator.image_entries import ImageEntries, RefusedBody
 from cronplane_operator.job_manifest import JobPlace, image_job, is_job_of, job, job_name, service_account
+from cronplane_operator.launch_precedence import LaunchPrecedence
 from cronplane_operator.leader_extension import TermContext
 from cronplane_operator.pod_attempt_record import PodAttemptRecord
 from cronplane_operator.pod_outcome import is_quota, without_usage
@@ -78,6 +79,7 @@ class JobLauncher:
         profiles: Mapping[str, str],
         images: ImageEntries,
         state: LaunchState,
+        precedence: LaunchPrecedence,
         on_launched: Callable[[], None],
     ) -> None:
         self._term = term
@@ -87,6 +89,7 @@ class JobLauncher:
         self._profiles = profiles
         self._images = images
         self._state = state
+        self._precedence = precedence
         self._on_launched = on_launched
         self._attempts = PodAttemptRecord(term)
         self._refused: dict[UUID, _Refusal] = {}
@@ -139,7 +142,8 @@ class JobLauncher:
     async def _launch_all(self, queue: FairQueue[UnlaunchedAttempt], *, now: datetime) -> None:
         self._rests = False
         launches = (self._launch_from(queue, now=now) for _ in range(min(self._settings.pod_launches, len(queue))))
-        failures = [each for each in await asyncio.gather(*launches, return_exceptions=True) if each is not None]
+        with self._precedence.held():
+            failures = [each for each in await asyncio.gather(*launches, return_exceptions=True) if each is not None]
         await self._record()
         if failures:
             raise failures[0]

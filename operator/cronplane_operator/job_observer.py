@@ -43,6 +43,7 @@ from cronplane_operator.job_manifest import (
     JobPlace,
     made_mark,
 )
+from cronplane_operator.launch_precedence import LaunchPrecedence
 from cronplane_operator.leader_extension import TermContext
 from cronplane_operator.pod_attempt_record import PodAttemptRecord
 from cronplane_operator.pod_outcome import Obstacle
@@ -98,6 +99,7 @@ class JobObserver:
         settings: PodSettings,
         place: JobPlace,
         gate: ImageGate,
+        precedence: LaunchPrecedence,
         wake: asyncio.Event,
     ) -> None:
         self._term = term
@@ -105,6 +107,7 @@ class JobObserver:
         self._settings = settings
         self._place = place
         self._gate = gate
+        self._precedence = precedence
         self._wake = wake
         self._attempts = PodAttemptRecord(term)
         self._now = datetime.min.replace(tzinfo=UTC)
@@ -118,6 +121,7 @@ class JobObserver:
         """
         backoff = _SHORTEST_PAUSE
         while True:
+            await self._precedence.give_way()
             self._wake.clear()
             pause = _LOOK_PAUSE
             try:

@@ -144,14 +144,14 @@ class KopfWatch:
     def _handlers(self, loop: asyncio.AbstractEventLoop) -> kopf.OperatorRegistry:
         registry = kopf.OperatorRegistry()
         if self._on_event is not None:
-            told = partial(_hand_on_event, loop, self._on_event)
-            kopf.on.event(CRONS.group, CRONS.version, CRONS.plural, registry=registry)(told)
+            of_cron = partial(_hand_on_event, loop, self._on_event)
+            kopf.on.event(CRONS.group, CRONS.version, CRONS.plural, registry=registry)(of_cron)
         if self._on_namespace is not None:
-            told = partial(_hand_on_name, loop, self._on_namespace)
-            kopf.on.event(NAMESPACES.group, NAMESPACES.version, NAMESPACES.plural, registry=registry)(told)
+            of_namespace = partial(_hand_on_name, loop, self._on_namespace)
+            kopf.on.event(NAMESPACES.group, NAMESPACES.version, NAMESPACES.plural, registry=registry)(of_namespace)
         if self._on_job is not None:
-            told = partial(_hand_on, loop, self._on_job)
-            kopf.on.event(JOBS.group, JOBS.version, JOBS.plural, labels=_OURS, registry=registry)(told)
+            of_job = Hint(loop, self._on_job).happened
+            kopf.on.event(JOBS.group, JOBS.version, JOBS.plural, labels=_OURS, registry=registry)(of_job)
         for name, probe in self._probes.items():
             kopf.on.probe(id=name, registry=registry)(partial(_answer, probe))
         kopf.on.login(registry=registry, errors=kopf.ErrorsMode.TEMPORARY)(self._log_in)
@@ -180,19 +180,38 @@ def combined(states: Sequence[WatchState]) -> WatchState:
     )
 
 
-def _hand_on_event(loop: asyncio.AbstractEventLoop, tell: OnEvent, *, event: kopf.RawEvent, **_: object) -> None:
+# Not in a thread of its own each, which kopf would give to handlers that are no coroutines.
+async def _hand_on_event(loop: asyncio.AbstractEventLoop, tell: OnEvent, *, event: kopf.RawEvent, **_: object) -> None:
     loop.call_soon_threadsafe(tell, event["type"], _plain(event["object"]))
 
 
-def _hand_on_name(loop: asyncio.AbstractEventLoop, tell: Callable[[str], None], *, name: str, **_: object) -> None:
+async def _hand_on_name(
+    loop: asyncio.AbstractEventLoop, tell: Callable[[str], None], *, name: str, **_: object
+) -> None:
     loop.call_soon_threadsafe(tell, name)
 
 
-def _hand_on(loop: asyncio.AbstractEventLoop, tell: Callable[[], None], **_: object) -> None:
-    loop.call_soon_threadsafe(tell)
+class Hint:
+    """Tells a loop that something has happened, once for all that happens until it has heard."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, tell: Callable[[], None]) -> None:
+        self._loop = loop
+        self._tell = tell
+        self._is_on_its_way = False
+
+    async def happened(self, **_: object) -> None:
+        """Tell it, unless it is being told already."""
+        if not self._is_on_its_way:
+            self._is_on_its_way = True
+            self._loop.call_soon_threadsafe(self._arrive)
+
+    def _arrive(self) -> None:
+        # Before it is told: what happens from here on may not be seen any more by whoever hears of it.
+        self._is_on_its_way = False
+        self._tell()
 
 
-def _answer(probe: Callable[[], object], **_: object) -> object:
+async def _answer(probe: Callable[[], object], **_: object) -> object:
     return probe()
 
 
@@ -207,7 +226,21 @@ def _settings() -> kopf.OperatorSettings:
     settings.watching.server_timeout = _WATCH_SERVER_TIMEOUT
     settings.watching.client_timeout = _WATCH_CLIENT_TIMEOUT
     settings.networking.error_backoffs = _REQUEST_BACKOFFS
+    settings.persistence.diffbase_storage = _NothingKept()
     return settings
+
+
+class _NothingKept(kopf.DiffBaseStorage):
+    """Keeps nothing of a resource to compare it with later; kopf would copy each one, twice, for nobody."""
+
+    def build(self, **_: object) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: object) -> None:
+        return None
+
+    def store(self, **_: object) -> None:
+        return None
 
 
 def quiet_kopf() -> None:

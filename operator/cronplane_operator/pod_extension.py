@@ -10,13 +10,14 @@ from cronplane_operator.image_gate import ImageGate
 from cronplane_operator.job_launcher import JobLauncher, LaunchState
 from cronplane_operator.job_manifest import JobPlace
 from cronplane_operator.job_observer import JobObserver
+from cronplane_operator.launch_precedence import LaunchPrecedence
 from cronplane_operator.leader_extension import TermContext
 
 
 class PodExtension:
     """Lets a leader run attempts in pods. `profiles` names the pod profile of each entry that runs in them.
 
-    `state` is kept up to date with how launching goes.
+    `state` is kept up to date with how launching goes, and `precedence` is held meanwhile.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class PodExtension:
         profiles: Mapping[str, str],
         images: ImageEntries,
         state: LaunchState,
+        precedence: LaunchPrecedence,
     ) -> None:
         self._client = client
         self._settings = settings
@@ -36,6 +38,7 @@ class PodExtension:
         self._images = images
         self._wake = asyncio.Event()
         self._state = state
+        self._precedence = precedence
 
     def job_seen(self) -> None:
         """Learn that something has happened to a Job."""
@@ -51,6 +54,7 @@ class PodExtension:
             profiles=self._profiles,
             images=self._images,
             state=self._state,
+            precedence=self._precedence,
             on_launched=self._wake.set,
         )
         observer = JobObserver(
@@ -59,6 +63,7 @@ class PodExtension:
             settings=self._settings,
             place=self._place,
             gate=ImageGate(term=term, client=self._client, entries=self._images),
+            precedence=self._precedence,
             wake=self._wake,
         )
         return launcher.run(), observer.run()

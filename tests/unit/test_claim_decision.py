@@ -22,6 +22,7 @@ def cron(**changes: Any) -> LockedCron:
         "organization_id": uuid4(),
         "generation": 3,
         "enabled": True,
+        "entrypoint": "dummy_print",
         "is_granted": True,
         "overlap": Overlap.SKIP,
         "catchup_window": None,

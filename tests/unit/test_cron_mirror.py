@@ -21,6 +21,7 @@ from cronplane_operator import cron_mirror
 from cronplane_operator.cron_mirror import CronMirror
 from cronplane_operator.cron_mirror_plan import Refusal, RefusalReason
 from cronplane_operator.cron_resources import CronResources
+from cronplane_operator.launch_precedence import LaunchPrecedence
 from cronplane_operator.namespace_organizations import NamespaceOrganizations
 
 NOW = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
@@ -63,6 +64,7 @@ def cluster() -> Cluster:
 def mirror(cluster: Any) -> CronMirror:
     settings = KubernetesSettings(installation="demo", release_namespace="acme")
     return CronMirror(
+        precedence=LaunchPrecedence(),
         settings=settings,
         client=cluster,
         resources=CronResources(client=cluster, namespaces=["acme"]),
