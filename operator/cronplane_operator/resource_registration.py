@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from uuid import UUID
 
 from cronplane_core import cron_mirror_repository, cron_source_repository
@@ -20,6 +21,7 @@ from cronplane_core.kubernetes_client import (
     NAMESPACES,
     RESOURCE_DEFINITIONS,
     RUNNERS,
+    Body,
     KubernetesClient,
     KubernetesError,
     ResourceKind,
@@ -38,6 +40,7 @@ from cronplane_operator.resource_registration_plan import (
     Registering,
     RegistrationPlan,
     digest,
+    of_concern,
     plan,
     strangers,
 )
@@ -187,20 +190,26 @@ class ResourceRegistration:
         return None
 
     async def _decide(self, term: TermContext, crons: Collection[ResourceCron]) -> RegistrationPlan:
+        resources = of_concern(self._resources, crons)
         async with transaction(term.engine) as connection:
-            uids = strangers(self._resources, crons)
-            mirrors = await cron_mirror_repository.read_mirrors_among(connection, uids=uids)
-        decided = self._decided(crons, mirrors, confirmed=None)
+            mirrors = await cron_mirror_repository.read_mirrors_among(connection, uids=strangers(resources, crons))
+        decide = partial(self._decided, resources, crons, mirrors)
+        decided = decide(confirmed=None)
         if decided.held and (confirmed := await self._confirmation()) is not None:
-            decided = self._decided(crons, mirrors, confirmed=confirmed)
+            decided = decide(confirmed=confirmed)
         self._held = {cron.id for cron in decided.held}
         return decided
 
     def _decided(
-        self, crons: Collection[ResourceCron], mirrors: Collection[str], *, confirmed: str | None
+        self,
+        resources: Collection[Body],
+        crons: Collection[ResourceCron],
+        mirrors: Collection[str],
+        *,
+        confirmed: str | None,
     ) -> RegistrationPlan:
         return plan(
-            resources=list(self._resources),
+            resources=resources,
             crons=crons,
             mirrors=mirrors,
             organizations=self._organizations.found,

@@ -91,12 +91,16 @@ def plan(
     )
 
 
-def strangers(resources: Iterable[Body], crons: Collection[ResourceCron]) -> list[str]:
-    """Name the resources, by their UIDs, that would ask to be registered unless they are mirrors."""
-    known = {cron.resource.uid for cron in crons}
+def of_concern(resources: Iterable[Body], crons: Collection[ResourceCron]) -> list[Body]:
+    """Give the resources that may have to do with registration, which few do where thousands are mirrors."""
     places = {_place_of(cron) for cron in crons}
-    unknown = [body for body in resources if body["metadata"]["uid"] not in known]
-    return [body["metadata"]["uid"] for body in unknown if is_registration(body) or _place(body) in places]
+    return [body for body in resources if is_registration(body) or _place(body) in places]
+
+
+def strangers(resources: Iterable[Body], crons: Collection[ResourceCron]) -> list[str]:
+    """Name those of these resources, by their UIDs, that would ask to be registered unless they are mirrors."""
+    known = {cron.resource.uid for cron in crons}
+    return [uid for body in resources if (uid := body["metadata"]["uid"]) not in known]
 
 
 def digest(crons: Iterable[ResourceCron]) -> str:

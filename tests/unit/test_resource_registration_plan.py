@@ -14,7 +14,7 @@ from cronplane_core.cron_repository import DefiningResource
 from cronplane_core.cron_source_repository import ResourceCron
 from cronplane_core.organization_repository import Organization
 from cronplane_core.tables import OrganizationState
-from cronplane_operator.resource_registration_plan import RegistrationPlan, digest, plan, strangers
+from cronplane_operator.resource_registration_plan import RegistrationPlan, digest, of_concern, plan, strangers
 
 SCOPE = "definition-1 namespace-1"
 UNSET: Any = object()
@@ -167,7 +167,9 @@ def test_a_resource_in_the_place_of_one_that_is_gone_has_its_cron_until_it_is_re
 def test_a_mirror_in_the_place_of_a_disabled_cron_is_not_judged() -> None:
     known = cron("nightly", uid=None)
     unknown = [body("nightly", uid="mirror", payload=UNSET), body("b", uid="b"), body("c", uid="c", payload=UNSET)]
-    assert strangers([*unknown, body("nightly", uid="uid")], [known, cron("d")]) == ["mirror", "b"]
+    concerned = of_concern([*unknown, body("nightly", uid="uid")], [known, cron("d")])
+    assert [each["metadata"]["uid"] for each in concerned] == ["mirror", "b", "uid"]
+    assert strangers(concerned, [known, cron("d")]) == ["mirror", "b"]
     assert nothing(decide([body("nightly", uid="mirror", payload=UNSET)], [known], mirrors={"mirror"}))
 
 
