@@ -185,6 +185,11 @@ AddCron = Callable[..., Awaitable[Cron]]
 @pytest.fixture
 def add_cron(engine: AsyncEngine, organization: Organization) -> AddCron:
     """Write a cron as the registration would, with a payload that is taken as it is."""
+    return cron_writer(engine, organization)
+
+
+def cron_writer(engine: AsyncEngine, organization: Organization) -> AddCron:
+    """Give what `add_cron` is, for a database of one's own."""
 
     async def add(
         name: str = "a cron",

@@ -11,8 +11,11 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cronplane_core.api_key_repository import create_api_key
-from cronplane_core.database import transaction
+from cronplane_core.cron_repository import delete_cron, lock_cron
+from cronplane_core.database import connection_string, create_engine, transaction
+from cronplane_core.organization_repository import create_organization
 from cronplane_core.tables import Role
+from tests.conftest import cron_writer
 
 BEFORE = datetime(2026, 6, 1, 12, 0, 30, tzinfo=UTC)
 DUE = datetime(2026, 6, 1, 12, 1, tzinfo=UTC)
@@ -269,6 +272,50 @@ async def test_what_two_installations_mirror_into_one_namespace_neither_touches_
     [ours] = [each for each in kubectl.read("crons", *crons.here)["items"] if each["metadata"]["name"] != "nightly"]
     crons.ready(ours["metadata"]["name"])
     assert kubectl.read("cron/nightly", *crons.here) == before
+
+
+async def test_two_installations_mirror_crons_of_one_name_into_one_namespace_and_each_takes_only_its_own_away(
+    *,
+    crons: Crons,
+    add_cron: Any,
+    create_database: Any,
+    template: str,
+    start_operator: Any,
+    installation: Any,
+    kubectl: Any,
+    until: Any,
+) -> None:
+    database = create_database(template)
+    database.set_clock(BEFORE, speed=0)
+    engine = create_engine(database.url, pool_size=2, application_name="test")
+    async with transaction(engine) as connection:
+        organization = await create_organization(connection, name="the competition")
+    await add_cron("nightly", entrypoint="dummy_print")
+    theirs = await cron_writer(engine, organization)("nightly", entrypoint="dummy_print")
+    start_operator()
+    start_operator(
+        installation="another",
+        database_url=connection_string(database.url),
+        namespaces=json.dumps({installation.tenant: str(organization.id)}),
+    )
+    for name in ("test", "another"):
+        mirrors = f"--selector=crons.cronplane.dev/installation={name}"
+        kubectl.wait("create", "crons", mirrors, *crons.here)
+        kubectl.wait("condition=Ready", "crons", mirrors, *crons.here)
+        kubectl.wait("jsonpath={.status.crons}=1", f"runner/{name}", "--namespace", installation.namespace)
+    found = kubectl.read("crons", *crons.here)["items"]
+    names = {each["metadata"]["labels"]["crons.cronplane.dev/cron-id"]: each["metadata"]["name"] for each in found}
+    assert len(names) == len(set(names.values())) == len(found) == 2
+    async with transaction(engine) as connection:
+        locked = await lock_cron(connection, organization_id=organization.id, cron_id=theirs.id)
+        assert locked is not None
+        await delete_cron(connection, cron=locked, deleted_by="test")
+    await engine.dispose()
+    kubectl.wait("delete", f"cron/{names.pop(str(theirs.id))}", *crons.here)
+    [left] = kubectl.read("crons", *crons.here)["items"]
+    [ours] = [each for each in found if each["metadata"]["name"] in names.values()]
+    assert left["metadata"]["uid"] == ours["metadata"]["uid"]
+    await until("SELECT count(*) = 1 FROM scheduler.cron_mirrors WHERE uid IS NOT NULL")
 
 
 async def test_kopf_answers_how_long_ago_runner_and_reconciler_came_round(
