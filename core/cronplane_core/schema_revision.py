@@ -8,7 +8,7 @@ rollback takes back code and never the schema, and code that is too old stays un
 from dataclasses import dataclass
 
 # The newest revision of this version's migrations, which are installed only where they run.
-REVISION = "0008"
+REVISION = "0009"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -267,6 +267,13 @@ cron_jobs = Table(
     Column("source_namespace", Text, comment="namespace of that resource"),
     Column("source_name", Text, comment="name of that resource"),
     Column("source_scope", Text, comment="with what that resource goes without anybody having deleted it"),
+    Column(
+        "deletion_held",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="its resource went together with too many others, and nobody has confirmed that it is to be deleted",
+    ),
     _instant("created_at", default=True),
     Column("created_by", Text, nullable=False),
     _instant("updated_at", default=True),

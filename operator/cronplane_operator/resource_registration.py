@@ -89,7 +89,6 @@ class ResourceRegistration:
         self._registrar = registrar
         self._scopes: dict[str, str] = {}
         self._absences: dict[str, int] = {}
-        self._held: set[UUID] = set()
         self._lists = 0
         self._is_list_due = True
         self._list_again_at = 0.0
@@ -109,7 +108,7 @@ class ResourceRegistration:
 
     async def _keep_registering(self, term: TermContext) -> None:
         registrar = ResourceRegistrar(term=term, registrar=self._registrar)
-        self._is_list_due, self._absences, self._held = True, {}, set()
+        self._is_list_due, self._absences = True, {}
         # What an earlier term has refused may be registered by now, or be another's to judge.
         self.state.refusals = {}
         backoff = _GATHER
@@ -197,8 +196,17 @@ class ResourceRegistration:
         decided = decide(confirmed=None)
         if decided.held and (confirmed := await self._confirmation()) is not None:
             decided = decide(confirmed=confirmed)
-        self._held = {cron.id for cron in decided.held}
+        await self._hold(term, decided.held, crons)
         return decided
+
+    async def _hold(self, term: TermContext, held: Collection[ResourceCron], crons: Collection[ResourceCron]) -> None:
+        """Note which crons are held where the next leader finds it, before any of the others is let go."""
+        now_held = {cron.id for cron in held}
+        if now_held == {cron.id for cron in crons if cron.is_held}:
+            return
+        async with transaction(term.engine) as connection:
+            await leases.check(connection, lease=term.lease)
+            await cron_source_repository.hold(connection, cron_ids=now_held)
 
     def _decided(
         self,
@@ -216,7 +224,6 @@ class ResourceRegistration:
             mapped=self._settings.namespaces,
             scopes=self._scopes,
             absences=self._absences,
-            held=self._held,
             confirmed=confirmed,
         )
 

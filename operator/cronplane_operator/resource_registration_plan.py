@@ -59,15 +59,14 @@ def plan(
     mapped: Collection[str],
     scopes: Mapping[str, str],
     absences: Mapping[str, int],
-    held: Collection[UUID],
     confirmed: str | None,
 ) -> RegistrationPlan:
     """Compare the resources with the crons that resources define.
 
     `mirrors` are the UIDs of resources that mirror crons of the API, `mapped` the namespaces of the settings,
     `organizations` those of them that there are, and `scopes` those of the namespaces that are there. `absences` says
-    from how many complete lists in a row a UID was missing, `held` which crons were held the last time, and `confirmed`
-    is the digest of crons that may be deleted though they are many.
+    from how many complete lists in a row a UID was missing, and `confirmed` is the digest of crons that may be deleted
+    though they are many.
     """
     present = {body["metadata"]["uid"]: body for body in resources}
     places = {_place(body) for uid, body in present.items() if uid not in mirrors}
@@ -77,7 +76,10 @@ def plan(
     gone = [cron for cron in _gone(crons, places, absences) if cron.id not in apart]
     disabled = cut_off + [cron for cron in gone if not _is_scope_there(cron, scopes)]
     lost = [cron for cron in crons if cron.id in strays] + [cron for cron in gone if _is_scope_there(cron, scopes)]
-    kept = _held(lost, crons, before=held, confirmed=confirmed)
+    let_go = {cron.id for cron in (*lost, *disabled)}
+    # Held from before, and not missed for long enough yet by this leader.
+    waiting = [cron for cron in crons if cron.is_held and cron.id not in let_go and _place_of(cron) not in places]
+    kept = _held(lost, crons, waiting=waiting, confirmed=confirmed)
     known = {_place_of(cron): cron for cron in crons}
     asked = [body for body in present.values() if _asks(body, known.get(_place(body)), mirrors=mirrors, strays=strays)]
     found = [each for body in asked if (each := _registering(body, known, organizations, scopes)) is not None]
@@ -86,7 +88,7 @@ def plan(
         delete=tuple(cron for cron in lost if cron.id not in kept),
         disable=tuple(disabled),
         moved=tuple(each for each in found if _is_as_registered(each) and _has_moved(each)),
-        held=tuple(cron for cron in lost if cron.id in kept),
+        held=tuple(cron for cron in (*lost, *waiting) if cron.id in kept),
         unmapped=tuple(body for body in asked if _is_unmapped(body, known, organizations)),
     )
 
@@ -138,7 +140,7 @@ def _held(
     lost: Collection[ResourceCron],
     crons: Collection[ResourceCron],
     *,
-    before: Collection[UUID],
+    waiting: Collection[ResourceCron],
     confirmed: str | None,
 ) -> set[UUID]:
     """Give the crons that lost their resources together with too many others of their namespace.
@@ -148,7 +150,7 @@ def _held(
     counts = Counter(cron.resource.namespace for cron in lost)
     all_of = Counter(cron.resource.namespace for cron in crons if cron.resource.uid is not None)
     many = {name for name, count in counts.items() if count > _MANY and 2 * count > all_of[name]}
-    held = [cron for cron in lost if cron.resource.namespace in many or cron.id in before]
+    held = [*waiting, *(cron for cron in lost if cron.resource.namespace in many or cron.is_held)]
     return set() if digest(held) == confirmed else {cron.id for cron in held}
 
 

@@ -230,6 +230,33 @@ async def test_many_deletions_at_once_wait_until_somebody_confirms_them(
     kubectl.wait("condition=Degraded=false", *runner)
 
 
+async def test_a_new_leader_holds_what_is_left_of_many_deletions_while_the_others_get_their_resources_back(
+    *,
+    crons: Crons,
+    start_operator: Any,
+    kubectl: Any,
+    installation: Any,
+    wait_for_crons: Callable[..., Any],
+    until: Any,
+) -> None:
+    first = start_operator()
+    names = [f"cron-{n}" for n in range(12)]
+    crons.apply(*names)
+    for name in names:
+        crons.ready(name)
+    crons.delete(*names)
+    runner = (f"runner/{installation.name}", "--namespace", installation.namespace)
+    kubectl.wait(f"{DEGRADED}=DeletionsHeld", *runner)
+    first.stop()
+    # Few enough are left to pass for an intention.
+    crons.apply(*names[:8])
+    start_operator()
+    for name in names[:8]:
+        crons.ready(name)
+    await until("SELECT count(*) = 4 FROM scheduler.cron_jobs WHERE deletion_held")
+    await wait_for_crons(12)
+
+
 async def test_a_namespace_without_an_organization_gets_a_condition_and_no_row(
     *, crons: Crons, database: Any, start_operator: Any, installation: Any
 ) -> None:

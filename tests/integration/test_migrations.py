@@ -82,6 +82,7 @@ ROWS["0007"] = ROWS["0006"] + (
     " source_namespace = 'acme', source_name = id::text, source_scope = 'a scope';"
 )
 ROWS["0008"] = ROWS["0007"]
+ROWS["0009"] = ROWS["0008"] + "UPDATE scheduler.cron_jobs SET deletion_held = true;"
 
 
 FORBIDDEN = [

@@ -54,7 +54,6 @@ def decide(resources: list[Any], crons: list[ResourceCron], **changes: Any) -> R
         "mapped": {"acme"},
         "scopes": {"acme": SCOPE},
         "absences": {},
-        "held": (),
         "confirmed": None,
     }
     return plan(resources=resources, crons=crons, **(told | changes))
@@ -148,12 +147,22 @@ def test_held_deletions_are_done_once_somebody_confirms_just_these() -> None:
 def test_what_is_left_of_many_stays_held_while_the_others_get_their_resources_back() -> None:
     resources, crons, absences = lost_many(12, of=12)
     held = decide(resources, crons, absences=absences).held
+    held_before = [replace(each, is_held=True) for each in held]
     back = [body(each.resource.name, uid=f"new {each.resource.name}") for each in held[:8]]
-    decided = decide(back, crons, absences=absences, held={each.id for each in held})
-    assert (decided.delete, decided.held) == ((), held[8:])
-    assert {each.cron for each in decided.register} == set(held[:8])
-    confirmed = decide(back, crons, absences=absences, held={each.id for each in held}, confirmed=digest(held[8:]))
-    assert (confirmed.delete, confirmed.held) == (held[8:], ())
+    decided = decide(back, held_before, absences=absences)
+    assert (decided.delete, decided.held) == ((), tuple(held_before[8:]))
+    assert {each.cron for each in decided.register} == set(held_before[:8])
+    confirmed = decide(back, held_before, absences=absences, confirmed=digest(held[8:]))
+    assert (confirmed.delete, confirmed.held) == (tuple(held_before[8:]), ())
+
+
+def test_what_was_held_before_stays_so_until_its_resource_is_back_or_its_deletion_is_decided() -> None:
+    _, crons, _ = lost_many(3, of=3)
+    before = [replace(each, is_held=True) for each in crons]
+    back = [body(before[0].resource.name, uid="new")]
+    decided = decide(back, before)
+    assert (decided.delete, decided.disable, decided.held) == ((), (), tuple(before[1:]))
+    assert decide(back, before, scopes={}, absences={str(each.resource.uid): 2 for each in before}).held == ()
 
 
 def test_a_resource_in_the_place_of_one_that_is_gone_has_its_cron_until_it_is_registered_or_goes_too() -> None:
