@@ -347,7 +347,7 @@ async def test_what_was_never_begun_is_handed_back_although_a_connection_has_bee
     run_id = await trigger(engine, cron)
     dispatcher = await a_dispatcher(engine)
     taker: Any = Taker()
-    dispatcher.enqueue([QueuedRun(run_id, cron.organization_id, cron.entrypoint)])
+    dispatcher.enqueue([QueuedRun(run_id, cron.organization_id, cron.definition.entrypoint)])
     starting = asyncio.create_task(dispatcher.start_runs(taker))
     async with asyncio.timeout(HANG_GUARD):
         await taker.has_taken.wait()
@@ -416,7 +416,7 @@ async def test_no_body_is_entered_after_its_attempts_deadline_when_the_gates_ans
         taker.submitted.set()
 
     taker.submit = note
-    dispatcher.enqueue([QueuedRun(run_id, cron.organization_id, cron.entrypoint)])
+    dispatcher.enqueue([QueuedRun(run_id, cron.organization_id, cron.definition.entrypoint)])
     relay.order(cut_after_commit=1.0, only="cron_attempts", limit=1)
     starting = asyncio.create_task(dispatcher.start_runs(taker))
     async with asyncio.timeout(HANG_GUARD):
