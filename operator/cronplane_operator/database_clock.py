@@ -91,9 +91,14 @@ _ROUGHLY_UNIT = 3.0
 
 
 def _rough_rate(first: _Sample, second: _Sample) -> float:
-    """Tell a clock that runs fast from two looks right after each other; the slowest that it may be has to show it."""
+    """Tell a clock that runs fast from two looks right after each other; the slowest that it may be has to show it.
+
+    If the first answer was long on its way, next to nothing lies between the two, and the slowest has to do.
+    """
     slowest = (second.database - first.database).total_seconds() / max(second.seconds - first.asked, 1e-9)
-    return _rate(first, second) if slowest > _ROUGHLY_UNIT else 1.0
+    if slowest <= _ROUGHLY_UNIT:
+        return 1.0
+    return _rate(first, second) if first.uncertainty <= 2 * second.uncertainty else slowest
 
 
 def _rate(earlier: _Sample, later: _Sample) -> float:

@@ -71,6 +71,21 @@ async def test_a_clock_that_is_set_is_followed_at_once_and_does_not_pass_for_a_f
     assert abs(world.database_now() - clock.now()) < timedelta(seconds=0.01)
 
 
+async def test_an_answer_that_stalls_does_not_make_a_fast_clock_faster_than_it_is(world: World) -> None:
+    world.speed = 60.0
+    clock = DatabaseClock(monotonic=world.monotonic)
+    round_trips = iter([0.05, 0.001])
+
+    async def execute(_: Any) -> Any:
+        told = world.database_now()
+        world.seconds += next(round_trips)
+        return type("Result", (), {"scalar_one": staticmethod(lambda: told)})
+
+    world.execute = execute  # type: ignore[method-assign]
+    await measured(clock, world, times=1)
+    assert clock.now() <= world.database_now() + timedelta(microseconds=2)
+
+
 @pytest.mark.parametrize("speed", [0.0, 0.05, 0.9])
 async def test_of_a_clock_that_stands_or_is_slow_nobody_waits_longer_than_was_said(world: World, speed: float) -> None:
     world.speed = speed
