@@ -129,7 +129,7 @@ async def test_with_a_flaky_connection_nothing_is_lost_doubled_or_answered_with_
     async with asyncio.timeout(HANG_GUARD):
         await asyncio.gather(*(register(client, organization, key, name, ledger) for name in names))
     # Over such a connection the rate of a fast clock may be misjudged, so that nothing fires for up to an hour of its.
-    await until("SELECT count(*) >= 60 FROM scheduler.cron_runs WHERE status = 'completed'", patience=4 * HANG_GUARD)
+    await until("SELECT count(*) >= 60 FROM scheduler.cron_runs WHERE status = 'completed'", patience=10 * HANG_GUARD)
     relay.order()
     assert sorted(row[0] for row in database.execute("SELECT name FROM scheduler.cron_jobs")) == sorted(names)
     await assert_nothing_is_lost()
