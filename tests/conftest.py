@@ -642,8 +642,8 @@ def until(database: Database) -> Until:
     database.execute(_TELL_CHANGES + "".join(_TELL_CHANGE.format(table=table) for table in tables))
     address = connection_string(database.owner_url)
 
-    async def until(query: str, parameters: Sequence[object] = (), *, patience: float = HANG_GUARD) -> None:
-        async with asyncio.timeout(patience), await psycopg.AsyncConnection.connect(address, autocommit=True) as own:
+    async def until(query: str, parameters: Sequence[object] = ()) -> None:
+        async with asyncio.timeout(HANG_GUARD), await psycopg.AsyncConnection.connect(address, autocommit=True) as own:
             await own.execute("LISTEN test_changed")
             while True:
                 cursor = await own.execute(query, parameters)

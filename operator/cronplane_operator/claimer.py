@@ -1,6 +1,7 @@
 """Claims what came due: one transaction inserts the runs and moves the jobs on, so a crash neither loses nor doubles.
 
-Whatever goes wrong, the due jobs are put back and claimed again; the stored `next_run_time` decides what was done.
+Whatever goes wrong, the due jobs are put back and claimed again; the stored `next_run_time` decides what was done. One
+that is not as it is stored, or that is due by our reckoning alone, is the reconciler's to make anew.
 """
 
 import asyncio
@@ -49,7 +50,7 @@ class Claimer:
         settled: asyncio.Lock,
         recorder: RunRecorder,
         on_queued: Callable[[Sequence[QueuedRun]], None],
-        on_outdated: Callable[[], None],
+        on_outdated: Callable[[Sequence[UUID]], None],
     ) -> None:
         self._engine = engine
         self._lease = lease
@@ -88,7 +89,7 @@ class Claimer:
         if batch.queued:
             self._on_queued(batch.queued)
         if batch.outdated:
-            self._on_outdated()
+            self._on_outdated(batch.outdated)
         return _EDITED_PAUSE if batch.again else 0.0
 
     async def _claim(self, jobs: Sequence[DueJob]) -> ClaimedBatch:
@@ -108,7 +109,7 @@ class Claimer:
         failpoints.reach(Failpoint.CLAIM_COMMITTED)
         recorded = [run for run in runs if run.id in inserted]
         self._recorder.claimed(recorded)
-        return _sort(jobs, claimed=claimable, crons=crons, recorded=recorded)
+        return _sort(jobs, crons=crons, recorded=recorded)
 
 
 def _is_claimable(job: DueJob, cron: LockedCron | None) -> bool:
@@ -124,20 +125,13 @@ def _advance(job: DueJob) -> Advance:
     return Advance(cron_id=job.cron_id, generation=job.generation, claimed=job.first, next_run_time=job.next_run_time)
 
 
-def _sort(
-    jobs: Sequence[DueJob],
-    *,
-    claimed: Sequence[DueJob],
-    crons: dict[UUID, LockedCron],
-    recorded: Sequence[NewRun],
-) -> ClaimedBatch:
-    done = {job.cron_id for job in claimed}
-    left = [job for job in jobs if job.cron_id not in done]
-    outdated = {job.cron_id for job in left if job.cron_id in crons and not _is_claimable(job, crons[job.cron_id])}
+def _sort(jobs: Sequence[DueJob], *, crons: dict[UUID, LockedCron], recorded: Sequence[NewRun]) -> ClaimedBatch:
+    done = {run.cron_id for run in recorded}
+    left = [job.cron_id for job in jobs if job.cron_id not in done]
     return ClaimedBatch(
         queued=tuple(_queued(run, crons) for run in recorded if run.status is RunStatus.QUEUED),
-        again=tuple(job.cron_id for job in left if job.cron_id not in outdated),
-        outdated=tuple(outdated),
+        again=tuple(cron_id for cron_id in left if cron_id not in crons),
+        outdated=tuple(cron_id for cron_id in left if cron_id in crons),
     )
 
 

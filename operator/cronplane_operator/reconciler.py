@@ -52,6 +52,11 @@ class Reconciler:
         self._generations: dict[UUID, int] = {}
         self._triggers: dict[Schedule, FireTrigger] = {}
         self._seen_until = 0
+        self._doubted: set[UUID] = set()
+
+    def doubt(self, cron_ids: Iterable[UUID]) -> None:
+        """Have these crons compared the next time, too: their jobs are not as they are stored, or seem not to be."""
+        self._doubted.update(cron_ids)
 
     async def compare_all(self) -> None:
         """Compare every cron with every job."""
@@ -63,14 +68,17 @@ class Reconciler:
             self._seen_until = seen_until
 
     async def read_changes(self) -> None:
-        """Look only at the crons that some transaction has changed since the last look."""
+        """Look only at the crons that some transaction has changed since the last look, and at those in doubt."""
         async with self._settled:
+            doubted = set(self._doubted)
             async with transaction(self._engine) as connection:
                 seen_until = await job_state_repository.snapshot(connection)
                 changed = await job_state_repository.read_changed(connection, since=self._seen_until)
-                crons = await job_state_repository.read_by_id(connection, cron_ids=changed) if changed else []
-            await self._carry_out(plan(crons, self._actual(changed), complete=False))
+                asked = [*doubted.union(changed)]
+                crons = await job_state_repository.read_by_id(connection, cron_ids=asked) if asked else []
+            await self._carry_out(plan(crons, self._actual(asked), complete=False))
             self._seen_until = seen_until
+            self._doubted -= doubted
 
     def _actual(self, cron_ids: Iterable[UUID]) -> dict[UUID, KnownJob]:
         return {

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from sqlalchemy import URL
@@ -300,7 +300,7 @@ class Term:
             settled=settled,
             recorder=self._recorder,
             on_queued=partial(self._on_queued, dispatcher),
-            on_outdated=self._crons_changed.set,
+            on_outdated=lambda cron_ids: self._on_outdated(reconciler, cron_ids),
         )
         scheduler = _scheduler(store, claimer)
         reconciler = Reconciler(
@@ -327,6 +327,10 @@ class Term:
     def _on_queued(self, dispatcher: Dispatcher, runs: Sequence[QueuedRun]) -> None:
         dispatcher.enqueue(runs)
         self._context.runs_claimed.set()
+
+    def _on_outdated(self, reconciler: Reconciler, cron_ids: Sequence[UUID]) -> None:
+        reconciler.doubt(cron_ids)
+        self._crons_changed.set()
 
     def _worker_pool(self, dispatcher: Dispatcher) -> WorkerPool:
         return WorkerPool(
