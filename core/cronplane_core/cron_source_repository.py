@@ -22,7 +22,7 @@ class ResourceCron:
     id: UUID
     organization_id: UUID
     resource: DefiningResource
-    is_held: bool = False
+    is_held: bool
 
 
 _READ = text(

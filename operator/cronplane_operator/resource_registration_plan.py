@@ -76,9 +76,7 @@ def plan(
     gone = [cron for cron in _gone(crons, places, absences) if cron.id not in apart]
     disabled = cut_off + [cron for cron in gone if not _is_scope_there(cron, scopes)]
     lost = [cron for cron in crons if cron.id in strays] + [cron for cron in gone if _is_scope_there(cron, scopes)]
-    let_go = {cron.id for cron in (*lost, *disabled)}
-    # Held from before, and not missed for long enough yet by this leader.
-    waiting = [cron for cron in crons if cron.is_held and cron.id not in let_go and _place_of(cron) not in places]
+    waiting = _waiting(crons, places, let_go={cron.id for cron in (*lost, *disabled)})
     kept = _held(lost, crons, waiting=waiting, confirmed=confirmed)
     known = {_place_of(cron): cron for cron in crons}
     asked = [body for body in present.values() if _asks(body, known.get(_place(body)), mirrors=mirrors, strays=strays)]
@@ -124,6 +122,14 @@ def _gone(
         cron.resource.namespace for cron in missing if absences.get(cron.resource.uid or "", 0) < LISTS_UNTIL_GONE
     }
     return [cron for cron in missing if cron.resource.namespace not in losing]
+
+
+def _waiting(
+    crons: Collection[ResourceCron], places: Collection[tuple[str, str]], *, let_go: Collection[UUID]
+) -> list[ResourceCron]:
+    """Give the crons that were held before and whose resources this leader has not missed for long enough yet."""
+    missing = (cron for cron in crons if cron.is_held and _place_of(cron) not in places)
+    return [cron for cron in missing if cron.id not in let_go]
 
 
 def _is_scope_there(cron: ResourceCron, scopes: Mapping[str, str]) -> bool:

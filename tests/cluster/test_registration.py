@@ -21,6 +21,7 @@ BEFORE = datetime(2026, 6, 1, 12, 0, 30, tzinfo=UTC)
 DUE = datetime(2026, 6, 1, 12, 1, tzinfo=UTC)
 CRONS = "SELECT id, name, cron_expr, enabled, source_uid IS NOT NULL FROM scheduler.cron_jobs WHERE deleted_at IS NULL"
 COUNT = "SELECT count(*) = %s FROM scheduler.cron_jobs WHERE deleted_at IS NULL AND enabled = %s"
+MANY = [f"cron-{n}" for n in range(12)]
 SECRET = "nobody but the entry is to read this"
 READY = "{.status.conditions[?(@.type=='Ready')].%s}"
 DEGRADED = "jsonpath={.status.conditions[?(@.type=='Degraded')].reason}"
@@ -60,6 +61,14 @@ class Crons:
 
     def delete(self, *names: str) -> None:
         self.kubectl("delete", "crons", *names, *self.here)
+
+    def lose(self, *names: str, runner: tuple[str, ...]) -> None:
+        """Apply so many that it is noticed when all of them are deleted, and delete them."""
+        self.apply(*names)
+        for name in names:
+            self.ready(name)
+        self.delete(*names)
+        self.kubectl.wait(f"{DEGRADED}=DeletionsHeld", *runner)
 
 
 @pytest.fixture
@@ -214,13 +223,8 @@ async def test_many_deletions_at_once_wait_until_somebody_confirms_them(
     *, crons: Crons, database: Any, start_operator: Any, kubectl: Any, wait_for_crons: Any, installation: Any
 ) -> None:
     start_operator()
-    names = [f"cron-{n}" for n in range(12)]
-    crons.apply(*names)
-    for name in names:
-        crons.ready(name)
-    crons.delete(*names)
     runner = (f"runner/{installation.name}", "--namespace", installation.namespace)
-    kubectl.wait(f"{DEGRADED}=DeletionsHeld", *runner)
+    crons.lose(*MANY, runner=runner)
     await wait_for_crons(12)
     message = kubectl("get", *runner, "--output=jsonpath={.status.conditions[?(@.type=='Degraded')].message}")
     assert "12 crons" in message
@@ -231,27 +235,15 @@ async def test_many_deletions_at_once_wait_until_somebody_confirms_them(
 
 
 async def test_a_new_leader_holds_what_is_left_of_many_deletions_while_the_others_get_their_resources_back(
-    *,
-    crons: Crons,
-    start_operator: Any,
-    kubectl: Any,
-    installation: Any,
-    wait_for_crons: Callable[..., Any],
-    until: Any,
+    *, crons: Crons, start_operator: Any, installation: Any, wait_for_crons: Callable[..., Any], until: Any
 ) -> None:
     first = start_operator()
-    names = [f"cron-{n}" for n in range(12)]
-    crons.apply(*names)
-    for name in names:
-        crons.ready(name)
-    crons.delete(*names)
-    runner = (f"runner/{installation.name}", "--namespace", installation.namespace)
-    kubectl.wait(f"{DEGRADED}=DeletionsHeld", *runner)
+    crons.lose(*MANY, runner=(f"runner/{installation.name}", "--namespace", installation.namespace))
     first.stop()
     # Few enough are left to pass for an intention.
-    crons.apply(*names[:8])
+    crons.apply(*MANY[:8])
     start_operator()
-    for name in names[:8]:
+    for name in MANY[:8]:
         crons.ready(name)
     await until("SELECT count(*) = 4 FROM scheduler.cron_jobs WHERE deletion_held")
     await wait_for_crons(12)

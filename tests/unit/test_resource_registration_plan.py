@@ -38,7 +38,7 @@ ACME, RIVAL = organization("acme"), organization("rival")
 
 def cron(name: str, *, uid: str | None = "uid", owner: Organization = ACME, **changes: Any) -> ResourceCron:
     resource = DefiningResource(namespace="acme", name=name, uid=uid, generation=1, scope=SCOPE)
-    return ResourceCron(id=uuid4(), organization_id=owner.id, resource=replace(resource, **changes))
+    return ResourceCron(id=uuid4(), organization_id=owner.id, resource=replace(resource, **changes), is_held=False)
 
 
 def body(name: str, *, uid: str = "uid", generation: int = 1, namespace: str = "acme", payload: Any = None) -> Any:
